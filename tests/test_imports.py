@@ -27,7 +27,10 @@ MAY_IMPORT: list[tuple[str, tuple[str, ...]]] = [
     ("environments.base", ("types",)),
     ("environments.tools", ("types", "environments.base")),
     ("environments.", (".", "types", "environments.base")),
-    *((f"trainers.{rule}", ("types", "credit", "loss", "trainers.base", "trainers.config")) for rule in RULES),
+    *(
+        (f"trainers.{rule}", ("types", "credit", "loss", "trainers.base", "trainers.config", "trainers.gain"))
+        for rule in RULES
+    ),
     (
         "trainers.",  # the base trainer and what it is made of: all but concrete environments
         (

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trl_agentic.environments import ALFWorldEnv, check_environment
     from trl_agentic.environments.base import Environment
+    from trl_agentic.trainers.a2tgpo import A2TGPOConfig, A2TGPOTrainer
     from trl_agentic.trainers.base import AgenticConfig, AgenticTrainer
     from trl_agentic.trainers.gagpo import GAGPOConfig, GAGPOTrainer
     from trl_agentic.trainers.gigpo import GiGPOConfig, GiGPOTrainer
     from trl_agentic.trainers.grpo import AgenticGRPOConfig, AgenticGRPOTrainer
+    from trl_agentic.trainers.igpo import IGPOConfig, IGPOTrainer
     from trl_agentic.trainers.rloo import AgenticRLOOConfig, AgenticRLOOTrainer
     from trl_agentic.types import StepResult, StopReason, Trajectory, Turn, TurnBatch
 
@@ -24,16 +26,20 @@ __version__ = "0.1.0.dev0"
 _HOMES = {
     "trl_agentic.environments": ("ALFWorldEnv", "check_environment"),
     "trl_agentic.environments.base": ("Environment",),
+    "trl_agentic.trainers.a2tgpo": ("A2TGPOConfig", "A2TGPOTrainer"),
     "trl_agentic.trainers.base": ("AgenticConfig", "AgenticTrainer"),
     "trl_agentic.trainers.gagpo": ("GAGPOConfig", "GAGPOTrainer"),
     "trl_agentic.trainers.gigpo": ("GiGPOConfig", "GiGPOTrainer"),
     "trl_agentic.trainers.grpo": ("AgenticGRPOConfig", "AgenticGRPOTrainer"),
+    "trl_agentic.trainers.igpo": ("IGPOConfig", "IGPOTrainer"),
     "trl_agentic.trainers.rloo": ("AgenticRLOOConfig", "AgenticRLOOTrainer"),
     "trl_agentic.types": ("StepResult", "StopReason", "Trajectory", "Turn", "TurnBatch"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "A2TGPOConfig",
+    "A2TGPOTrainer",
     "ALFWorldEnv",
     "AgenticConfig",
     "AgenticGRPOConfig",
@@ -46,6 +52,8 @@ __all__ = [
     "GAGPOTrainer",
     "GiGPOConfig",
     "GiGPOTrainer",
+    "IGPOConfig",
+    "IGPOTrainer",
     "StepResult",
     "StopReason",
     "Trajectory",

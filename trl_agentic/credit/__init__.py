@@ -3,7 +3,7 @@
 They see whole prompt groups at once, know no trainer, tokenizer or process group, and write to none of their inputs.
 """
 
-from .a2tgpo import a2tgpo_advantages, a2tgpo_clip_scale
+from .a2tgpo import a2tgpo_advantages, a2tgpo_clip_scale, process_turn_mask
 from .gagpo import gagpo_advantages
 from .gigpo import gigpo_advantages
 from .grouping import anchor_statistics, combine_keys, grouped_mean, grouped_normalize, grouped_std
@@ -28,5 +28,6 @@ __all__ = [
     "grouped_std",
     "grpo_advantages",
     "igpo_advantages",
+    "process_turn_mask",
     "rloo_advantages",
 ]

@@ -8,7 +8,7 @@ import math
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -160,6 +160,46 @@ class AgenticTrainer(GRPOTrainer):
         self._episodes: dict[str, list[EpisodeSummary]] = {"train": [], "eval": []}
         weakref.finalize(self, self.environment_pool.close)
         self._check_first_prompt(first_rows[0])
+        for table in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
+            if table is not None:
+                self.check_tasks(table if isinstance(table, Dataset) else itertools.islice(iter(table), 64))
+
+    def check_tasks(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Fails before training if the credit rule cannot work on a task. By default every task will do.
+
+        Args:
+            rows: rows of a dataset, the first ones only if it is a stream.
+
+        Raises:
+            ValueError: a task lacks what the rule needs.
+        """
+
+    def information_gains(
+        self, rows: list[dict[str, Any]], trajectories: list[Trajectory]
+    ) -> list[list[float]] | None:
+        """What each turn contributed by itself, for rules that read `TurnBatch.information_gain`.
+
+        Called after the rollouts and before the credit rule, on every process, with the weights that sampled.
+
+        Args:
+            rows: the dataset rows of this process's rollouts.
+            trajectories: the rollouts, in the same order.
+
+        Returns:
+            A value for each turn of each rollout, NaN where a turn has none; or `None`, which is the default.
+        """
+        return None
+
+    def turn_clip_scales(self, batch: TurnBatch) -> Tensor | None:
+        """Factors on the clip range of each turn, for rules whose `args.uses_turn_loss` holds.
+
+        Args:
+            batch ([`~trl_agentic.types.TurnBatch`]): as in [`turn_advantages`].
+
+        Returns:
+            `Tensor` of shape (B, K), not negative; or `None` for one clip range, which is the default.
+        """
+        return None
 
     def turn_advantages(self, batch: TurnBatch) -> Tensor:
         """The credit rule: an advantage for each turn of the global batch.
@@ -376,11 +416,13 @@ class AgenticTrainer(GRPOTrainer):
         if mode == "train":
             _check_not_all_failed(gather_object([trajectory.error for trajectory in trajectories]))
         self._add_reward_functions(inputs, trajectories)
-        batch = self._global_batch(trajectories, mode)
-        advantages = self.turn_advantages(batch)
+        batch = self._global_batch(trajectories, self.information_gains(inputs, trajectories), mode)
+        advantages, clip_scales = self.turn_advantages(batch), self.turn_clip_scales(batch)
         own = self._own_rows(len(inputs))
         self._log_rollouts(mode, trajectories, batch, advantages, clock, seconds)
-        return self._training_rows(mode, trajectories, advantages[own])
+        return self._training_rows(
+            mode, trajectories, advantages[own], None if clip_scales is None else clip_scales[own]
+        )
 
     def _own_rows(self, count: int) -> slice:
         """Where the `count` rollouts of this process stand in the global batch."""
@@ -440,7 +482,7 @@ class AgenticTrainer(GRPOTrainer):
             self._metrics[mode][name].append(sum(values) / max(len(values), 1))
         self._pending_metrics.clear()
 
-    def _global_batch(self, trajectories: list[Trajectory], mode: str) -> TurnBatch:
+    def _global_batch(self, trajectories: list[Trajectory], gains: list[list[float]] | None, mode: str) -> TurnBatch:
         """Turns of all processes. A failed rollout has none, so that it enters no statistic."""
         num_generations = self.num_generations if mode == "train" else self.num_generations_eval
         first = self.accelerator.process_index * len(trajectories)
@@ -449,13 +491,16 @@ class AgenticTrainer(GRPOTrainer):
             known = trajectory if trajectory.stop_reason is not StopReason.ERROR else Trajectory(task=trajectory.task)
             invalid = [turn.info.get("is_action_valid") is False for turn in known.turns]
             penalties = [self.args.invalid_action_penalty * flag for flag in invalid]
-            records.append(turn_record(known, (first + i) // num_generations, penalties=penalties))
+            gain = None if gains is None else gains[i] if known is trajectory else []
+            records.append(turn_record(known, (first + i) // num_generations, gain, penalties=penalties))
         batch = turn_batch(gather_object(records))
         if self.args.penalty_in_return and batch.penalties is not None:
             return replace(batch, rewards=batch.rewards - batch.penalties, penalties=None)
         return batch
 
-    def _training_rows(self, mode: str, trajectories: list[Trajectory], advantages: Tensor) -> dict[str, Tensor]:
+    def _training_rows(
+        self, mode: str, trajectories: list[Trajectory], advantages: Tensor, clip_scales: Tensor | None
+    ) -> dict[str, Tensor]:
         """Padded tensors of the local rows, log-probabilities of old and reference policy included."""
         device = self.accelerator.device
         rows = [row for i, trajectory in enumerate(trajectories) for row in self._rows(trajectory, i)]
@@ -478,6 +523,8 @@ class AgenticTrainer(GRPOTrainer):
             "num_items_in_batch": self.accelerator.gather(tool_mask.sum()).sum(),
             "num_turns_in_batch": self.accelerator.gather(count_turns(tool_mask, turn_ids)).sum(),
         }
+        if clip_scales is not None:
+            output["clip_scales"] = spread_to_tokens(clip_scales.to(torch.float32)[index].to(device), turn_ids, 1.0)
         sampling_logps = None
         logprobs = [row.logprobs for row in rows if row.logprobs is not None]
         if len(logprobs) == len(rows):
@@ -591,8 +638,10 @@ class AgenticTrainer(GRPOTrainer):
         )
         old_logps = inputs.get("old_per_token_logps", logps.detach())
         ratio = importance_ratio(logps - old_logps, mask, turn_ids, level=self.importance_sampling_level)
-        advantages = inputs["advantages"]
-        per_token_loss, is_clipped = clipped_surrogate(ratio, advantages, self.epsilon_low, self.epsilon_high)
+        advantages, scales = inputs["advantages"], inputs.get("clip_scales", 1.0)
+        per_token_loss, is_clipped = clipped_surrogate(
+            ratio, advantages, self.epsilon_low * scales, self.epsilon_high * scales
+        )
         if "importance_sampling_ratio" in inputs:
             per_token_loss = per_token_loss * inputs["importance_sampling_ratio"]
         to_log = {

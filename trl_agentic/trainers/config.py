@@ -108,7 +108,7 @@ class AgenticConfig(GRPOConfig):
             self._check_turn_loss()
 
     def require_penalty_in_return(self, rule: str) -> None:
-        """For rules with one advantage for a whole episode.
+        """For rules that read nothing of the rewards but their sum over an episode.
 
         Args:
             rule: name of the rule.
@@ -118,8 +118,8 @@ class AgenticConfig(GRPOConfig):
         """
         if not self.penalty_in_return:
             raise ValueError(
-                f"`penalty_in_return` must be True: {rule} has one advantage for all turns of an episode, so a "
-                "penalty cannot count for its own turn only. Set `invalid_action_penalty=0.0` to have none."
+                f"`penalty_in_return` must be True: {rule} reads the return of a whole episode, so a penalty cannot "
+                "count for its own turn only. Set `invalid_action_penalty=0.0` to have none."
             )
 
     def reject_scale_rewards(self, instead: str) -> None:

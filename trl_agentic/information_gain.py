@@ -1,0 +1,289 @@
+"""How likely the ground-truth answer is at every turn boundary of a rollout, and how much each turn adds to it.
+
+At each boundary a *probe* is put behind the tokens so far: a short bridge that opens the answer, and the answer. All
+probes of a rollout are scored together: its tokens are read once, into a key-value cache; then the probes follow as
+one block, in which a token sees the prefix of its own boundary and its own probe, at the positions of that place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from .types import Trajectory
+
+
+__all__ = ["answer_logprobs", "information_gains", "turn_prefixes"]
+
+INFORMATION_GAINS = ("prob", "log_prob")
+
+
+def turn_prefixes(
+    trajectory: Trajectory, closing_ids: Sequence[int] | None = None
+) -> list[tuple[list[int], list[int]]]:
+    """The token sequences of a rollout, and where its turn boundaries are.
+
+    Boundary 0 is the end of the first prompt, boundary t the end of what the policy read after turn t: the ids are
+    those that were sampled and observed, and every prefix ends with the generation prompt of the next turn.
+
+    Args:
+        trajectory ([`~types.Trajectory`]): a rollout with T turns.
+        closing_ids (`Sequence[int]`, *optional*): ids from the last action to a next one that was never sampled, if
+            the rollout ended with an observation.
+
+    Returns:
+        `(ids, boundaries)` for each maximal run of turns that extend one another: boundaries are lengths of prefixes
+        of `ids`. Together there are T boundaries, or T + 1 with `closing_ids`.
+    """
+    runs: list[tuple[list[int], list[int]]] = []
+    for turn in trajectory.turns:
+        if not turn.extends or not runs:
+            runs.append(([], []))
+        ids, boundaries = runs[-1]
+        ids += turn.prompt_ids
+        boundaries.append(len(ids))
+        ids += turn.action_ids
+    if runs and closing_ids is not None:
+        ids, boundaries = runs[-1]
+        ids += closing_ids
+        boundaries.append(len(ids))
+    return [(ids[: boundaries[-1]], boundaries) for ids, boundaries in runs]
+
+
+def information_gains(logprobs: Tensor, kind: str = "prob") -> Tensor:
+    """What each process turn adds to the likelihood of the answer (A2TGPO, arXiv 2605.06200, eq. 2-3).
+
+    - `"prob"`: ig[t] = p[t] - p[t-1] with p = exp(mean log-probability of the answer's tokens)
+    - `"log_prob"`: ig[t] = log p[t] - log p[t-1]
+
+    Args:
+        logprobs (`Tensor` of shape (N,), float): log p at N boundaries, in nats; NaN where it is unknown.
+        kind (`str`, *optional*, defaults to `"prob"`): `"prob"` or `"log_prob"`.
+
+    Returns:
+        `Tensor` of shape (N - 1,): without unit, or in nats; NaN where a neighbour is unknown.
+
+    Raises:
+        ValueError: `kind` is unknown.
+    """
+    if kind not in INFORMATION_GAINS:
+        raise ValueError(f"kind must be one of {INFORMATION_GAINS}, got {kind!r}.")
+    return (logprobs if kind == "log_prob" else logprobs.exp()).diff()
+
+
+@torch.no_grad()
+def answer_logprobs(
+    model: Any,
+    ids: Sequence[Sequence[int]],
+    boundaries: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[Sequence[int]]],
+    bridge: Sequence[int] = (),
+    max_tokens: int = 16384,
+    agree: Callable[[int], int] = int,
+) -> list[Tensor]:
+    """Length-normalised log-probability of the answer at every boundary (A2TGPO, arXiv 2605.06200, eq. 2).
+
+    log p[i, t] = max over answers a of (1 / L_a) * sum over j of log pi(a_j | ids[i][:boundaries[i][t]], bridge, a_<j)
+
+    Teacher forcing in evaluation mode, at temperature 1, without gradients.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): the policy. All layers must have full attention.
+        ids (N sequences of `int`s): tokens of each rollout.
+        boundaries (N sequences of `int`s): lengths of the prefixes of `ids[i]` behind which the answer is scored.
+        answers (N sequences of token sequences): accepted answers of each rollout; the likeliest counts.
+        bridge (`Sequence[int]`, *optional*): ids between a prefix and the answer, not scored.
+        max_tokens (`int`, *optional*, defaults to 16384): tokens of one batch, padding included. A rollout that is
+            longer by itself makes a batch of its own; its probes are still held to this number at a time.
+        agree (`Callable[[int], int]`, *optional*): given the number of batches of this process, the largest number of
+            any. Needed where a forward pass is a collective operation (sharded parameters): idle processes take part.
+
+    Returns:
+        N `Tensor`s of shape (number of boundaries,), float32, on the CPU, in nats.
+
+    Raises:
+        ValueError: an answer is empty, a boundary is no prefix, numbers of rows differ, or the model has layers
+            without full attention. The message names the argument.
+    """
+    _check(ids, boundaries, answers, max_tokens)
+    check_full_attention(model)
+    results = [torch.full((len(places),), -torch.inf) for places in boundaries]
+    batches = _batches(_rows(ids, boundaries, answers, bridge, max_tokens), max_tokens)
+    idle = [_Row(ids=[0], probes=[_Probe((0, 0), 0, [0], [0])])]
+    with _scoring_mode(model):
+        for number in range(agree(len(batches))):
+            rows = batches[number] if number < len(batches) else idle
+            scores = _score(model, rows)
+            if number >= len(batches):
+                continue
+            for probe, score in zip((probe for row in rows for probe in row.probes), scores, strict=True):
+                i, t = probe.place
+                results[i][t] = max(results[i][t].item(), score)
+    return results
+
+
+def check_full_attention(model: Any) -> None:
+    """Probes of several boundaries share one cache, which only layers with full attention can keep apart.
+
+    Raises:
+        ValueError: the model has sliding windows or recurrent states.
+    """
+    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=model.config).layers):
+        raise ValueError(
+            f"The information gain needs full attention in all layers, but the model ({model.config.model_type}) has "
+            "sliding windows or recurrent states. Use another model, or a rule without information gain."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """An answer at a boundary.
+
+    Attributes:
+        place: sequence, and number of its boundary.
+        start: how many tokens of the sequence it sees.
+        ids: what is fed: the last token of the prefix, the bridge, and the answer without its last token.
+        answer: what is scored: the tokens that follow each of the last `len(answer)` of `ids`.
+    """
+
+    place: tuple[int, int]
+    start: int
+    ids: list[int]
+    answer: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """The tokens of a sequence that its probes see, and the probes."""
+
+    ids: list[int]
+    probes: list[_Probe]
+
+    @property
+    def fed(self) -> int:
+        """Tokens of all probes."""
+        return sum(len(probe.ids) for probe in self.probes)
+
+
+def _rows(
+    ids: Sequence[Sequence[int]],
+    boundaries: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[Sequence[int]]],
+    bridge: Sequence[int],
+    max_tokens: int,
+) -> list[_Row]:
+    """A row for each sequence; several if its probes are more than `max_tokens`."""
+    rows = []
+    for i, (sequence, places) in enumerate(zip(ids, boundaries, strict=True)):
+        probes = [
+            _Probe((i, t), end - 1, [sequence[end - 1], *bridge, *answer[:-1]], list(answer))
+            for t, end in enumerate(places)
+            for answer in answers[i]
+        ]
+        at_once = max(1, max_tokens // max((len(probe.ids) for probe in probes), default=1))
+        for first in range(0, len(probes), at_once):
+            part = probes[first : first + at_once]
+            rows.append(_Row(list(sequence[: max(probe.start for probe in part)]), part))
+    return rows
+
+
+def _batches(rows: list[_Row], max_tokens: int) -> list[list[_Row]]:
+    """Rows of like length together, each batch with at most `max_tokens` or one row."""
+    batches: list[list[_Row]] = []
+    length = fed = 0
+    for row in sorted(rows, key=lambda row: (len(row.ids), row.fed)):
+        length, fed = max(length, len(row.ids)), max(fed, row.fed)
+        if batches and (len(batches[-1]) + 1) * (length + fed) <= max_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+            length, fed = len(row.ids), row.fed
+    return batches
+
+
+def _score(model: Any, rows: list[_Row]) -> list[float]:
+    """Mean log-probability of the answer of each probe, in order.
+
+    Sequences are padded on the right, where causal attention does not look. Of the fed tokens, those that are followed
+    by a scored one come last, so that logits are computed for them alone: with its position and its mask given, a
+    token may stand anywhere in the block.
+    """
+    device = model.device
+    width = max(1, *(len(row.ids) for row in rows))
+    prefixes = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in rows], device=device)
+    cache = DynamicCache(config=model.config)
+    model(input_ids=prefixes, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    cells = [_cells(row) for row in rows]
+    block = max(len(row) for row in cells)
+    padded = torch.tensor([[(-1, 0, 0, 0)] * (block - len(row)) + row for row in cells], device=device)
+    probe, tokens, positions, starts = padded.unbind(-1)  # (B, P) each
+    sees_prefix = torch.arange(width, device=device) < starts.unsqueeze(-1)
+    sees_probe = (probe.unsqueeze(2) == probe.unsqueeze(1)) & (positions.unsqueeze(2) >= positions.unsqueeze(1))
+    scored = [[token for probe in row.probes for token in probe.answer] for row in rows]
+    logits = model(
+        input_ids=tokens,
+        attention_mask=torch.cat([sees_prefix, sees_probe], dim=2).unsqueeze(1),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=max(len(answer) for answer in scored),
+    ).logits
+    means = []
+    for row, answer, row_logits in zip(rows, scored, logits, strict=True):
+        logps = row_logits[-len(answer) :].float().log_softmax(dim=-1)
+        logps = logps.gather(1, torch.tensor(answer, device=device).unsqueeze(1)).squeeze(1)
+        means += [part.mean() for part in logps.split([len(probe.answer) for probe in row.probes])]
+    values: list[float] = torch.stack(means).tolist()
+    return values
+
+
+def _cells(row: _Row) -> list[tuple[int, int, int, int]]:
+    """(probe, token, position, tokens of the prefix that it sees) of all fed tokens, the scoring ones last."""
+    unscored: list[tuple[int, int, int, int]] = []
+    scoring: list[tuple[int, int, int, int]] = []
+    for number, probe in enumerate(row.probes):
+        first = len(probe.ids) - len(probe.answer)
+        for k, token in enumerate(probe.ids):
+            (scoring if k >= first else unscored).append((number, token, probe.start + k, probe.start))
+    return unscored + scoring
+
+
+@contextmanager
+def _scoring_mode(model: Any) -> Iterator[None]:
+    """No dropout, no gradient checkpointing (it drops the cache), and attention that takes a mask of any shape."""
+    was_training, attention = model.training, model.config._attn_implementation
+    model.eval()
+    if attention != "sdpa":
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if attention != "sdpa":
+            model.set_attn_implementation(attention)
+        model.train(was_training)
+
+
+def _check(
+    ids: Sequence[Sequence[int]],
+    boundaries: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[Sequence[int]]],
+    max_tokens: int,
+) -> None:
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}.")
+    for name, rows in (("boundaries", boundaries), ("answers", answers)):
+        if len(rows) != len(ids):
+            raise ValueError(f"{name} must hold one entry per sequence ({len(ids)}), got {len(rows)}.")
+    for i, (sequence, places, accepted) in enumerate(zip(ids, boundaries, answers, strict=True)):
+        if not accepted or not all(accepted):
+            raise ValueError(f"answers[{i}] must hold at least one answer, each with a token.")
+        if not all(1 <= end <= len(sequence) for end in places):
+            raise ValueError(f"boundaries[{i}] must lie in [1, {len(sequence)}], inside the sequence: {places}.")
