@@ -49,6 +49,8 @@ ONLY_IN = {
     "transformers": ("trainers", "rollout", "information_gain", "environments.tools", "evaluation"),
     "accelerate": ("trainers", "evaluation"),
     "datasets": ("trainers", "evaluation"),
+    "rapidfuzz": ("environments.webshop",),
+    "spacy": ("environments.webshop",),
     "textworld": ("environments.alfworld",),
     "alfworld": ("environments.alfworld",),
     "matplotlib": ("viewer",),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from trl_agentic.environments import ALFWorldEnv, check_environment
+    from trl_agentic.environments import ALFWorldEnv, WebShopEnv, check_environment
     from trl_agentic.environments.base import Environment
     from trl_agentic.trainers.base import AgenticConfig, AgenticTrainer
     from trl_agentic.trainers.gagpo import GAGPOConfig, GAGPOTrainer
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
-    "trl_agentic.environments": ("ALFWorldEnv", "check_environment"),
+    "trl_agentic.environments": ("ALFWorldEnv", "WebShopEnv", "check_environment"),
     "trl_agentic.environments.base": ("Environment",),
     "trl_agentic.trainers.base": ("AgenticConfig", "AgenticTrainer"),
     "trl_agentic.trainers.gagpo": ("GAGPOConfig", "GAGPOTrainer"),
@@ -51,6 +51,7 @@ __all__ = [
     "Trajectory",
     "Turn",
     "TurnBatch",
+    "WebShopEnv",
     "check_environment",
 ]
 

@@ -13,10 +13,14 @@ from .base import Environment, check_environment
 
 if TYPE_CHECKING:
     from .alfworld.env import ALFWorldEnv
+    from .webshop.env import WebShopEnv
 
-_HOME_OF = {"ALFWorldEnv": "trl_agentic.environments.alfworld.env"}
+_HOME_OF = {
+    "ALFWorldEnv": "trl_agentic.environments.alfworld.env",
+    "WebShopEnv": "trl_agentic.environments.webshop.env",
+}
 
-__all__ = ["ALFWorldEnv", "Environment", "check_environment"]
+__all__ = ["ALFWorldEnv", "Environment", "WebShopEnv", "check_environment"]
 
 
 def __getattr__(name: str) -> Any:
