@@ -56,6 +56,8 @@ ONLY_IN = {
     "faiss": ("environments.search",),
     "requests": ("environments.search",),
     "sentence_transformers": ("environments.search",),
+    "rapidfuzz": ("environments.webshop",),
+    "spacy": ("environments.webshop",),
     "textworld": ("environments.alfworld",),
     "alfworld": ("environments.alfworld",),
     "matplotlib": ("viewer",),

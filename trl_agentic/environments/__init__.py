@@ -14,13 +14,15 @@ from .base import Environment, check_environment
 if TYPE_CHECKING:
     from .alfworld.env import ALFWorldEnv
     from .search.env import SearchEnv
+    from .webshop.env import WebShopEnv
 
 _HOME_OF = {
     "ALFWorldEnv": "trl_agentic.environments.alfworld.env",
     "SearchEnv": "trl_agentic.environments.search.env",
+    "WebShopEnv": "trl_agentic.environments.webshop.env",
 }
 
-__all__ = ["ALFWorldEnv", "Environment", "SearchEnv", "check_environment"]
+__all__ = ["ALFWorldEnv", "Environment", "SearchEnv", "WebShopEnv", "check_environment"]
 
 
 def __getattr__(name: str) -> Any:

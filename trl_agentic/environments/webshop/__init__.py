@@ -1,0 +1,29 @@
+"""WebShop: shopping for a described product as a text game."""
+
+from .catalogue import COLOR_NAMES, Product, WebShopCatalogue
+from .engine import WebShopEngine, WebShopState
+from .env import Ceiling, WebShopEnv
+from .generator import generate_products
+from .goals import SPLITS, split_numbers
+from .oracle import RandomShopper, Shopper, Step, demonstration
+from .reward import Goal, Reward
+
+
+__all__ = [
+    "COLOR_NAMES",
+    "SPLITS",
+    "Ceiling",
+    "Goal",
+    "Product",
+    "RandomShopper",
+    "Reward",
+    "Shopper",
+    "Step",
+    "WebShopCatalogue",
+    "WebShopEngine",
+    "WebShopEnv",
+    "WebShopState",
+    "demonstration",
+    "generate_products",
+    "split_numbers",
+]

@@ -1,0 +1,286 @@
+"""WebShop as an environment: goals by number, the policy's answers parsed, rewards paid."""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+import re
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, SupportsIndex
+
+from trl_agentic.types import StepResult
+
+from .catalogue import WebShopCatalogue
+from .engine import WebShopEngine, WebShopState
+from .goals import SPLITS, split_numbers
+from .pages import Mode
+
+
+_LAST_CHARACTERS = 30
+_ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL | re.IGNORECASE)
+_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+
+INSTRUCTIONS = {
+    "plain": "You buy a product in a shop. Answer with search[words] or click[text] and nothing else.",
+    "tags": (
+        "You shop for a customer, whose wish stands on every page. Each message shows the page that your last action "
+        "led to. There are two actions: search[words] looks for products, and click[text] follows a link, chooses an "
+        "option or presses a button of the page. Choose the options that the customer asks for before you click "
+        "[Buy Now], which ends the shopping.\n"
+        "First think inside <think> </think> about what is still to be done. Then give one action inside <action> "
+        "</action>, for example:\n"
+        "<think>The customer wants a blue mug, so I look for mugs.</think>\n<action>search[blue mug]</action>"
+    ),
+}
+"""The system prompts of the two action formats."""
+
+
+class Ceiling(NamedTuple):
+    """What the products that a split's goals were made from can earn.
+
+    Attributes:
+        score: mean of the highest rewards.
+        success: share of the goals for which it is 1.
+    """
+
+    score: float
+    success: float
+
+
+class WebShopEnv:
+    """Shopping in text: find the product that a customer describes, choose its options, buy it.
+
+    Without `data_dir` the shop is made up ([`generate_products`]); with it, it is that of the official files. A shop
+    is made once per process and shared by all instances.
+
+    Args:
+        split (`str`, *optional*, defaults to `"train"`): `"test"` (the first 500 goals), `"eval"` (the next 1,000) or
+            `"train"` (the rest).
+        data_dir (`str` or `os.PathLike`, *optional*): folder of official files, as for [`WebShopCatalogue.from_json`].
+        subset (`str`, *optional*): which of them, where the folder has several: `"_1000"`, or `""` for all products.
+        num_products (`int`, *optional*, defaults to `1000`): number of made-up products.
+        seed (`int`, *optional*): seed of the made-up products (0 if `None`) and of the prices that are drawn.
+        human_goals (`bool`, *optional*, defaults to `False`): goals that people wrote instead of those made from the
+            options of the products. Needs `data_dir`.
+        num_goals (`int`, *optional*): number of goals; all of the split if `None`. Goals are shuffled, so a part is
+            the first ones.
+        mode (`str`, *optional*, defaults to `"text"`): how a page reads, as for [`WebShopEngine`].
+        max_steps (`int`, *optional*, defaults to `15`): steps after which an episode is truncated.
+        show_admissible (`bool`, *optional*, defaults to `True`): list the admissible actions below each page.
+        action_format (`str`, *optional*, defaults to `"tags"`): how the policy's answer is read. `"tags"`: the action
+            is what stands in the first `<action>...</action>`, in lower case; without one the last 30 characters are
+            tried and the answer counts as invalid, as it does without `<think>...</think>` or with Chinese characters.
+            `"plain"`: the whole answer is the action, white space around it left out.
+        paid_for (`str`, *optional*, defaults to `"success"`): `"success"` pays `success_reward` for a purchase that
+            scores 1 and nothing for any other; `"score"` pays `success_reward` times the score.
+        success_reward (`float`, *optional*, defaults to `10.0`): as above.
+        anchor_options (`bool`, *optional*, defaults to `True`): whether the state for grouping includes the options
+            that were chosen. The page in `"text"` mode does not show them, so that without this an item's page is one
+            state before and after a choice.
+        instructions (`str`, *optional*): system prompt in the rows of [`tasks`], instead of the one that
+            `INSTRUCTIONS` has for `action_format`. With `""` the rows have no system prompt.
+
+    Raises:
+        ValueError: an option has none of the values above, the split is empty, or a data file is broken.
+        FileNotFoundError: a data file is missing.
+
+    Example:
+
+    ```python
+    >>> env = WebShopEnv(split="test", action_format="plain")
+    >>> print(env.reset(goal=0))
+    >>> env.step("search[desk lamp]").info["admissible_actions"]
+    ```
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        data_dir: str | os.PathLike[str] | None = None,
+        subset: str | None = None,
+        num_products: int = 1000,
+        seed: int | None = None,
+        human_goals: bool = False,
+        num_goals: int | None = None,
+        mode: Mode = "text",
+        max_steps: int = 15,
+        show_admissible: bool = True,
+        action_format: Literal["tags", "plain"] = "tags",
+        paid_for: Literal["success", "score"] = "success",
+        success_reward: float = 10.0,
+        anchor_options: bool = True,
+        instructions: str | None = None,
+    ) -> None:
+        _check_option("split", split, tuple(SPLITS))
+        _check_option("mode", mode, ("text", "text_rich"))
+        _check_option("action_format", action_format, tuple(INSTRUCTIONS))
+        _check_option("paid_for", paid_for, ("success", "score"))
+        for name, number in (("num_products", num_products), ("num_goals", num_goals), ("max_steps", max_steps)):
+            if number is not None and number < 1:
+                raise ValueError(f"WebShopEnv: `{name}` must be at least 1, got {number}.")
+        if human_goals and data_dir is None:
+            raise ValueError("WebShopEnv: `human_goals` needs `data_dir`: nobody wrote goals for made-up products.")
+        self.split = split
+        self.max_steps = max_steps
+        self.show_admissible = show_admissible
+        self.action_format = action_format
+        self.paid_for = paid_for
+        self.success_reward = success_reward
+        self.anchor_options = anchor_options
+        self.instructions = INSTRUCTIONS[action_format] if instructions is None else instructions
+        self.catalogue = (
+            _generated(num_products, seed or 0) if data_dir is None else _released(os.fspath(data_dir), subset, seed)
+        )
+        self._goals = self.catalogue.goals(human_goals)
+        self._numbers = split_numbers(len(self._goals), split)[:num_goals]
+        self._engine = WebShopEngine(self.catalogue, mode, human_goals)
+        self._steps = 0
+        self._over = "`reset` starts one"
+
+    def __len__(self) -> int:
+        """Number of goals."""
+        return len(self._numbers)
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """The goals as dataset rows.
+
+        Returns:
+            `list[dict]`: for each goal `goal` (its number, counted over all splits), `task_type` (the department of
+            its product), `environment` (`"webshop"`) and `prompt` (a list with the system message, if there is one).
+        """
+        prompt = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        return [
+            {
+                "goal": number,
+                "task_type": self._goals[number].category,
+                "environment": "webshop",
+                "prompt": [dict(message) for message in prompt],
+            }
+            for number in self._numbers
+        ]
+
+    def ceiling(self) -> Ceiling:
+        """What the right products would earn: the reward does not recognise every option, so some goals cannot reach
+        1.
+
+        Report it beside every success rate.
+        """
+        best = [self.catalogue.best_purchase(self._goals[number])[0] for number in self._numbers]
+        return Ceiling(score=sum(best) / len(best), success=sum(score == 1.0 for score in best) / len(best))
+
+    def reset(self, goal: SupportsIndex, **row: Any) -> str:
+        """Starts an episode.
+
+        Args:
+            goal (`int`): number of the goal, as in [`tasks`].
+            **row: other columns of the dataset row; not used.
+
+        Returns:
+            `str`: the search page with the instruction, and the admissible actions with `show_admissible`.
+
+        Raises:
+            IndexError: the goal is not one of this environment's.
+        """
+        self.close()
+        number = operator.index(goal)
+        if number not in self._numbers:
+            raise IndexError(
+                f"No goal {number} in this WebShopEnv: the split {self.split!r} has the goals "
+                f"{self._numbers.start} to {self._numbers.stop - 1}."
+            )
+        state = self._engine.reset(self._goals[number])
+        self._steps, self._over = 0, ""
+        return self._render(state)
+
+    def step(self, action: str) -> StepResult:
+        """Plays one answer of the policy.
+
+        Args:
+            action (`str`): the policy's whole answer.
+
+        Returns:
+            [`StepResult`]: `terminated` once something is bought, `truncated` when `max_steps` are used up. `info` has
+            `anchor_state`, `admissible_actions`, `is_action_valid` (well-formed, and a search or a click on something
+            that is there), `score` (the reward of the purchase, from 0 to 1), `success` (the score is 1) and
+            `task_type`.
+
+        Raises:
+            RuntimeError: no episode is running.
+        """
+        if self._over:
+            raise RuntimeError(f"WebShopEnv.step: no episode is running; {self._over}.")
+        command, well_formed = self._parse(action)
+        is_valid = well_formed and self._engine.does_something(command)
+        state = self._engine.step(command)
+        self._steps += 1
+        truncated = not state.done and self._steps >= self.max_steps
+        if state.done or truncated:
+            self._over = "the last one has " + (
+                "ended with a purchase" if state.done else f"used up its {self.max_steps} steps"
+            )
+        success = state.reward == 1.0
+        return StepResult(
+            observation=state.observation if self._over else self._render(state),
+            reward=self.success_reward * (state.reward if self.paid_for == "score" else success),
+            terminated=state.done,
+            truncated=truncated,
+            info={
+                "anchor_state": self._anchor(state),
+                "admissible_actions": _listed(state),
+                "is_action_valid": is_valid,
+                "score": state.reward,
+                "success": success,
+                "task_type": self._engine.goal.category,
+            },
+        )
+
+    def close(self) -> None:
+        """Ends the episode."""
+        self._over = "`reset` starts one"
+
+    def _parse(self, answer: str) -> tuple[str, bool]:
+        """The action in an answer, and whether the answer keeps to the format."""
+        if self.action_format == "plain":
+            return answer.strip(), True
+        tagged = _ACTION.search(answer)
+        if tagged is None:
+            return answer[-_LAST_CHARACTERS:].strip().lower(), False
+        well_formed = _THOUGHT.search(answer) is not None and _CHINESE.search(answer) is None
+        return tagged.group(1).strip().lower(), well_formed
+
+    def _anchor(self, state: WebShopState) -> str:
+        if not (self.anchor_options and self._engine.chosen):
+            return state.observation
+        return f"{state.observation}\nChosen: {json.dumps(self._engine.chosen, sort_keys=True)}"
+
+    def _render(self, state: WebShopState) -> str:
+        if not self.show_admissible:
+            return state.observation
+        return f"{state.observation}\n\nAdmissible actions: {', '.join(_listed(state))}"
+
+
+def _listed(state: WebShopState) -> list[str]:
+    """The actions of a page; where it has a search bar, `search[words]` stands for any search."""
+    actions = state.available_actions
+    if actions["has_search_bar"]:
+        return ["search[words]"]
+    return [f"click[{text}]" for text in actions["clickables"]]
+
+
+@lru_cache(maxsize=4)
+def _generated(num_products: int, seed: int) -> WebShopCatalogue:
+    return WebShopCatalogue.generate(num_products, seed)
+
+
+@lru_cache(maxsize=4)
+def _released(data_dir: str, subset: str | None, seed: int | None) -> WebShopCatalogue:
+    if seed is None:
+        return WebShopCatalogue.from_json(data_dir, subset=subset)
+    return WebShopCatalogue.from_json(data_dir, subset=subset, price_seed=seed)
+
+
+def _check_option(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"WebShopEnv: `{name}` must be one of {', '.join(allowed)}, got {value!r}.")
