@@ -13,6 +13,8 @@ from trl_agentic import __version__
 # is imported when its command is used.
 COMMANDS = {
     "evaluate": ("trl_agentic.evaluation.command:main", "success of a policy by task type"),
+    "view": ("trl_agentic.viewer.command:view", "saved trajectories as one HTML page"),
+    "plot": ("trl_agentic.viewer.command:plot", "learning curves of runs"),
     "env": ("trl_agentic.installation:main", "versions, and what can be used here"),
 }
 

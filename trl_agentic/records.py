@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -118,20 +118,32 @@ def save_records(path: str | PathLike[str], records: Sequence[dict[str, Any]]) -
     parquet.write_table(pyarrow.Table.from_pylist([_encodable(r) for r in records], schema=SCHEMA), path)
 
 
+def trajectory_files(path: str | PathLike[str]) -> list[Path]:
+    """A Parquet file itself, or all of a folder and the folders in it, in the order of their names.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no Parquet file in the folder.
+    """
+    path = Path(path)
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    if not files or not path.exists():
+        raise FileNotFoundError(f"No trajectories (*.parquet) in {path}.")
+    return files
+
+
 def load_records(path: str | PathLike[str]) -> list[dict[str, Any]]:
-    """Reads records from a Parquet file, or from all of a folder and the folders in it, in the order of their names.
+    """Reads records from a Parquet file, or from all that [`trajectory_files`] finds in a folder.
 
     Raises:
         FileNotFoundError: there is no such file, or no Parquet file in the folder.
         ValueError: a file holds no trajectories. The message names it and the column that it lacks.
     """
-    path = Path(path)
-    files: Iterable[Path] = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    if not files or not path.exists():
-        raise FileNotFoundError(f"No trajectories (*.parquet) in {path}.")
     records = []
-    for file in files:
-        table = parquet.read_table(file)
+    for file in trajectory_files(path):
+        try:
+            table = parquet.read_table(file)
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"{file} is no Parquet file: {error}") from error
         lacking = [name for name in ("task", "stop_reason", "turns") if name not in table.column_names]
         if lacking:
             raise ValueError(f"{file} holds no trajectories: it has no column {', '.join(lacking)}.")
