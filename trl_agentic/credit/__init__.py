@@ -4,7 +4,7 @@ They see whole prompt groups at once, know no trainer, tokenizer or process grou
 """
 
 from .a2tgpo import a2tgpo_advantages, a2tgpo_clip_scale, process_turn_mask
-from .gagpo import gagpo_advantages
+from .gagpo import gagpo_advantages, gagpo_values
 from .gigpo import gigpo_advantages
 from .grouping import anchor_statistics, combine_keys, grouped_mean, grouped_normalize, grouped_std
 from .grpo import grpo_advantages
@@ -21,6 +21,7 @@ __all__ = [
     "discounted_returns",
     "episode_returns",
     "gagpo_advantages",
+    "gagpo_values",
     "generalized_advantage_estimate",
     "gigpo_advantages",
     "grouped_mean",

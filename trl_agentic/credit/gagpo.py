@@ -82,12 +82,7 @@ def gagpo_advantages(
     rewards = batch.rewards.double()
     groups = batch.group_ids.unsqueeze(1).expand_as(batch.anchor_ids)
 
-    returns = discounted_returns(rewards, mask, gamma)
-    values = grouped_mean(returns, state_keys(batch), mask, leave_one_out)
-    if singleton_value == "group_mean":
-        table = group_table(returns, state_keys(batch), mask)
-        singleton = mask & (table.count[table.index] == 1)
-        values = torch.where(singleton, grouped_mean(returns, groups, mask), values)
+    returns, values = gagpo_values(batch, gamma, singleton_value, leave_one_out)
     bootstrap = _final_values(batch, returns, singleton_value) if truncation_bootstrap else None
     advantages = generalized_advantage_estimate(rewards, values, mask, gamma, lam, bootstrap)
     if batch.penalties is not None:
@@ -101,6 +96,28 @@ def gagpo_advantages(
         episode = grouped_normalize(episode_returns(batch).double(), batch.group_ids, played, scale_by_std, eps)
         advantages = torch.where(mask, advantages + episode_advantage_weight * episode.unsqueeze(1), 0.0)
     return advantages.to(batch.rewards.dtype)
+
+
+def gagpo_values(
+    batch: TurnBatch, gamma: float = 0.95, singleton_value: str = "self", leave_one_out: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Steps 1 to 3 of [`gagpo_advantages`]: the return R of each turn and the value V of the state it was played in.
+
+    Args:
+        batch, gamma, singleton_value, leave_one_out: as in [`gagpo_advantages`].
+
+    Returns:
+        R and V (`Tensor`s of shape (B, K), float64), in units of reward: 0 where `turn_mask` is `False`.
+    """
+    mask = batch.turn_mask
+    returns = discounted_returns(batch.rewards.double(), mask, gamma)
+    values = grouped_mean(returns, state_keys(batch), mask, leave_one_out)
+    if singleton_value == "group_mean":
+        table = group_table(returns, state_keys(batch), mask)
+        singleton = mask & (table.count[table.index] == 1)
+        groups = batch.group_ids.unsqueeze(1).expand_as(batch.anchor_ids)
+        values = torch.where(singleton, grouped_mean(returns, groups, mask), values)
+    return returns, values
 
 
 def _final_values(batch: TurnBatch, returns: Tensor, singleton_value: str) -> Tensor:

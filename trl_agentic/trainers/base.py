@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from trl_agentic.rollout.loop import Budgets, Episode, RolloutClock, derived_see
 from trl_agentic.trainers.config import AgenticConfig
 from trl_agentic.trainers.metrics import EpisodeSummary, episode_metrics, summarize
 from trl_agentic.trainers.pool import EnvironmentPool, Factory
+from trl_agentic.trainers.saving import TrajectoryLog
 from trl_agentic.turns import spread_to_tokens, turn_batch, turn_record
 from trl_agentic.types import StopReason, Trajectory, TurnBatch
 
@@ -157,6 +159,7 @@ class AgenticTrainer(GRPOTrainer):
         if self.use_vllm:
             self.vllm_generation.max_completion_length = args.max_turn_tokens
         self._eval_rollouts = 0
+        self._trajectory_log = TrajectoryLog(Path(args.output_dir) / "trajectories", args.save_trajectories_steps)
         self._episodes: dict[str, list[EpisodeSummary]] = {"train": [], "eval": []}
         weakref.finalize(self, self.environment_pool.close)
         self._check_first_prompt(first_rows[0])
@@ -221,6 +224,19 @@ class AgenticTrainer(GRPOTrainer):
             "turns/advantage_std": played.std(correction=0).item(),
             "turns/advantage_abs_gt_1": (played.abs() > 1).float().mean().item(),
         }
+
+    def turn_credit(self, batch: TurnBatch) -> dict[str, Tensor]:
+        """What saved trajectories show of each turn beside its advantage: `return`, `value`, `clip_low`, ...
+
+        Args:
+            batch ([`~trl_agentic.types.TurnBatch`]): turns of the rollouts of all processes.
+
+        Returns:
+            `Tensor`s of shape (B, K) by the names in [`~trl_agentic.records.CREDIT_COLUMNS`]; NaN where there is none.
+        """
+        low, high = 1 - self.epsilon_low, 1 + self.epsilon_high
+        credit = {name: torch.full_like(batch.rewards, x) for name, x in (("clip_low", low), ("clip_high", high))}
+        return credit if batch.information_gain is None else credit | {"information_gain": batch.information_gain}
 
     def _max_context(self) -> int:
         limits = [
@@ -420,6 +436,10 @@ class AgenticTrainer(GRPOTrainer):
         advantages, clip_scales = self.turn_advantages(batch), self.turn_clip_scales(batch)
         own = self._own_rows(len(inputs))
         self._log_rollouts(mode, trajectories, batch, advantages, clock, seconds)
+        if mode == "train" and self._trajectory_log.is_due(self.state.global_step):
+            credit = {**self.turn_credit(batch), "advantage": advantages}
+            main, generations = self.accelerator.is_main_process, self.num_generations
+            self._trajectory_log.save(self.state.global_step, trajectories, credit, own.start, generations, write=main)
         return self._training_rows(
             mode, trajectories, advantages[own], None if clip_scales is None else clip_scales[own]
         )

@@ -34,6 +34,8 @@ class AgenticConfig(GRPOConfig):
             its own turn only.
         eval_temperature (`float`, *optional*):
             Temperature of evaluation rollouts, `0` for greedy decoding. If `None`, `temperature`.
+        save_trajectories_steps (`int`, *optional*, defaults to `0`):
+            Steps from one file of training rollouts in `output_dir/trajectories` to the next; `0` saves none.
 
     """
 
@@ -71,6 +73,10 @@ class AgenticConfig(GRPOConfig):
     eval_temperature: float | None = field(
         default=None, metadata={"help": "Temperature of evaluation rollouts; `temperature` if `None`, greedy at 0."}
     )
+    save_trajectories_steps: int = field(
+        default=0,
+        metadata={"help": "Steps from one file of training rollouts in `output_dir/trajectories` to the next."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,6 +93,8 @@ class AgenticConfig(GRPOConfig):
             )
         if self.overlong_turn not in ("continue", "stop"):
             raise ValueError(f"`overlong_turn` must be 'continue' or 'stop', got {self.overlong_turn!r}.")
+        if self.save_trajectories_steps < 0:
+            raise ValueError(f"`save_trajectories_steps` must not be negative, got {self.save_trajectories_steps}.")
         if self.invalid_action_penalty < 0:
             raise ValueError(f"`invalid_action_penalty` must not be negative, got {self.invalid_action_penalty}.")
         if self.importance_sampling_level not in ("token", "turn", "sequence"):

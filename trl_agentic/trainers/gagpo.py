@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from trl_agentic.credit import anchor_statistics, gagpo_advantages
+from trl_agentic.credit import anchor_statistics, gagpo_advantages, gagpo_values
 from trl_agentic.trainers.base import AgenticTrainer
 from trl_agentic.trainers.config import AgenticConfig
 from trl_agentic.types import TurnBatch
@@ -155,3 +155,7 @@ class GAGPOTrainer(AgenticTrainer):
             "turns/singleton_frac": states.singleton_frac,
             "turns/group_size": states.group_size,
         }
+
+    def turn_credit(self, batch: TurnBatch) -> dict[str, Tensor]:
+        returns, values = gagpo_values(batch, self.args.gamma, self.args.singleton_value, self.args.leave_one_out)
+        return super().turn_credit(batch) | {"return": returns, "value": values}

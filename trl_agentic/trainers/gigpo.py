@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from trl_agentic.credit import anchor_statistics, gigpo_advantages
+from trl_agentic.credit import anchor_statistics, gagpo_values, gigpo_advantages
 from trl_agentic.trainers.base import AgenticTrainer
 from trl_agentic.trainers.config import AgenticConfig
 from trl_agentic.types import TurnBatch
@@ -86,3 +86,7 @@ class GiGPOTrainer(AgenticTrainer):
             "turns/singleton_frac": states.singleton_frac,
             "turns/group_size": states.group_size,
         }
+
+    def turn_credit(self, batch: TurnBatch) -> dict[str, Tensor]:
+        returns, means = gagpo_values(batch, self.args.gamma)
+        return super().turn_credit(batch) | {"return": returns, "value": means}

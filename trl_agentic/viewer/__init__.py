@@ -1,6 +1,7 @@
-"""Pictures of a run."""
+"""Pictures of a run: learning curves, and its rollouts as a page."""
 
-from .curves import plot_learning_curve
+from .curves import plot_learning_curve, plot_runs, read_log
+from .page import render_page
 
 
-__all__ = ["plot_learning_curve"]
+__all__ = ["plot_learning_curve", "plot_runs", "read_log", "render_page"]

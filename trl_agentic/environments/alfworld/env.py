@@ -130,6 +130,11 @@ class ALFWorldEnv:
         """Number of games."""
         return len(self._games.entries)
 
+    @property
+    def admissible_actions(self) -> list[str]:
+        """Actions that are possible now (without `help`); none before the first `reset`."""
+        return self._listed()
+
     def tasks(self) -> list[dict[str, Any]]:
         """The games as dataset rows.
 

@@ -1,13 +1,11 @@
-"""What a set of finished rollouts amounts to: success by task type, and the rollouts themselves on disk."""
+"""What a set of finished rollouts amounts to: success by task type."""
 
 from __future__ import annotations
 
-import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike
-from typing import Any
 
 from trl_agentic.types import Trajectory
 
@@ -33,11 +31,33 @@ class SuccessRate:
         return f"{100 * self.rate:.1f}% ({self.wins}/{self.rollouts})"
 
 
+def wilson_interval(rate: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a probability (JASA 22, 1927).
+
+    Args:
+        rate: share of successes, in [0, 1].
+        count: independent trials, at least 1.
+        z: quantile of the normal distribution; the default gives 95%.
+
+    Returns:
+        Lower and upper bound, in [0, 1].
+
+    Raises:
+        ValueError: `count` is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"`count` must be at least 1, got {count}.")
+    centre = rate + z * z / (2 * count)
+    reach = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)
+
+
 def success_by_task_type(trajectories: Sequence[Trajectory]) -> dict[str, SuccessRate]:
     """Success of each task type, and of all of them under `"All"`.
 
-    A rollout that a budget cut is no
-    success. Rollouts that failed with an error count as rollouts without success: they must not flatter the rate.
+    A rollout that a budget cut is no success. Rollouts that failed with an error count as rollouts without success:
+    they must not flatter the rate.
 
     Args:
         trajectories: finished rollouts.
@@ -68,34 +88,3 @@ def markdown_table(columns: dict[str, dict[str, SuccessRate]]) -> str:
         cells = [str(rates[name]) if name in rates else "-" for rates in columns.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def trajectory_record(trajectory: Trajectory) -> dict[str, Any]:
-    """A trajectory as plain data: its task as JSON, how it ended, and its turns."""
-    return {
-        "task": json.dumps(trajectory.task, ensure_ascii=False, default=str),
-        "success": trajectory.success,
-        "return": trajectory.episode_return,
-        "stop_reason": str(trajectory.stop_reason),
-        "error": trajectory.error,
-        "final_observation": trajectory.final_observation,
-        "turns": [
-            {
-                "observation": turn.observation,
-                "action": turn.action,
-                "reward": turn.reward,
-                "anchor_state": turn.anchor_state,
-                "is_action_valid": turn.info.get("is_action_valid"),
-                "action_tokens": len(turn.action_ids),
-                "cut": turn.cut,
-            }
-            for turn in trajectory.turns
-        ],
-    }
-
-
-def save_trajectories(path: str | PathLike[str], trajectories: Sequence[Trajectory]) -> None:
-    """Writes trajectories to a Parquet file, one row each, columns as in [`trajectory_record`]."""
-    from datasets import Dataset
-
-    Dataset.from_list([trajectory_record(t) for t in trajectories]).to_parquet(path)

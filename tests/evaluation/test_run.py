@@ -1,0 +1,184 @@
+"""Evaluations from end to end: scripted policies, models and adapters, and runs that were stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.toys import Corridor
+from trl_agentic.environments.alfworld import ALFWorldEnv, small_policy
+from trl_agentic.evaluation.players import ModelPlayer, TextPlayer, expert_policy, random_policy
+from trl_agentic.evaluation.run import evaluate
+from trl_agentic.evaluation.text_loop import Answer
+from trl_agentic.records import load_records
+from trl_agentic.rollout.engines import Sampling
+from trl_agentic.rollout.loop import Episode
+from trl_agentic.types import StopReason, Trajectory
+
+
+SETTINGS = {"policy": "test", "environment": "test"}
+
+
+def alfworld(**options: Any) -> ALFWorldEnv:
+    return ALFWorldEnv(split="valid_unseen", num_games=6, max_steps=30, **options)
+
+
+@pytest.mark.parametrize("action_format", ["plain", "tags"])
+def test_the_expert_wins_and_chance_does_not(action_format: Any, tmp_path: Path):
+    def make() -> ALFWorldEnv:
+        return alfworld(action_format=action_format)
+
+    tasks = make().tasks()
+    top = evaluate(TextPlayer(expert_policy), make, tasks, tmp_path / "expert", SETTINGS)
+    assert top["success"]["All"]["wins"] == top["success"]["All"]["rollouts"] == 6
+    assert top["invalid_action_rate"] == 0.0
+    bottom = evaluate(TextPlayer(random_policy), make, tasks, tmp_path / "random", SETTINGS)
+    assert bottom["success"]["All"]["wins"] <= 1
+    assert bottom["invalid_action_rate"] == 0.0
+    assert bottom["mean_turns"] > top["mean_turns"]
+
+
+def test_the_expert_needs_no_list_of_actions_in_the_text(tmp_path: Path):
+    def make() -> ALFWorldEnv:
+        return alfworld(show_admissible=False)
+
+    assert evaluate(TextPlayer(expert_policy), make, make().tasks(), tmp_path, SETTINGS)["errors"] == 0
+    assert all(record["success"] for record in load_records(tmp_path / "trajectories.parquet"))
+
+
+def test_chance_needs_an_environment_that_lists_its_actions(tmp_path: Path):
+    with pytest.raises(TypeError, match="Corridor has no attribute `admissible_actions`"):
+        evaluate(TextPlayer(random_policy), Corridor, Corridor().tasks(), tmp_path, SETTINGS)
+
+
+def test_the_small_policy_plays_the_same_alone_and_beside_others(tmp_path: Path):
+    """A rollout's tokens depend on its own texts and seed alone."""
+
+    def make() -> ALFWorldEnv:
+        return ALFWorldEnv("valid_unseen", num_games=2, max_steps=4, action_format="plain", show_admissible=False,
+                           instructions="")  # fmt: skip
+
+    player = ModelPlayer.from_pretrained(str(small_policy()), Sampling(0.4), dtype="float32", max_turn_tokens=12)
+    tasks = make().tasks()
+    together = evaluate(player, make, tasks, tmp_path / "a", SETTINGS, samples=2)
+    evaluate(player, make, tasks, tmp_path / "b", SETTINGS, samples=2, batch_size=1)
+    one, other = (load_records(tmp_path / name / "trajectories.parquet") for name in "ab")
+    assert [record["turns"] for record in one] == [record["turns"] for record in other]
+    assert [(record["group"], record["sample"]) for record in one] == [(g, s) for g in range(2) for s in range(2)]
+    assert together["samples"] == 2
+    assert together["invalid_action_rate"] < 0.9  # it imitates an expert: most commands mean something
+    assert together["action_tokens"] == sum(turn["action_tokens"] for record in one for turn in record["turns"])
+
+
+def test_an_adapter_is_loaded_on_its_base(tiny_model_dir: Callable[..., Path], tmp_path: Path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir())
+    adapted = get_peft_model(base, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")  # its tokenizer is that of the base
+    player = ModelPlayer.from_pretrained(str(tmp_path / "adapter"), Sampling(0.0), "float32", max_turns=2,
+                                         max_turn_tokens=4)  # fmt: skip
+    loaded = player._engine._model
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(loaded(ids).logits, adapted(ids).logits)
+    (trajectory,) = player.play([Episode(Corridor(), {"length": 2}, 0)])
+    assert trajectory.turns
+
+
+class Counting:
+    """Walks to the exit; fails at the rollout number `fails_at`, as if the process had been killed there."""
+
+    def __init__(self, fails_at: int | None = None):
+        self.played: list[int] = []
+        self.fails_at = fails_at
+
+    def play(self, episodes: list[Episode]) -> list[Trajectory]:
+        for _ in episodes:
+            if len(self.played) == self.fails_at:
+                raise KeyboardInterrupt
+            self.played.append(len(self.played))
+        return TextPlayer(lambda episode: lambda messages: Answer("go", tokens=1)).play(episodes)
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path):
+    tasks = Corridor().tasks()
+    stopped = Counting(fails_at=7)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(stopped, Corridor, tasks, tmp_path / "a", SETTINGS, samples=2, batch_size=3)
+    (file,) = (tmp_path / "a" / "rollouts").iterdir()
+    assert len(file.read_text().splitlines()) == 6  # two batches of three; the third was lost
+    with open(file, "a") as half:
+        half.write('{"group": 3, "sam')  # what a kill in the middle of a line leaves
+    assert not (tmp_path / "a" / "results.json").exists()
+
+    rest = Counting()
+    resumed = evaluate(rest, Corridor, tasks, tmp_path / "a", SETTINGS, samples=2, batch_size=4)
+    assert len(rest.played) == 6
+    whole = evaluate(Counting(), Corridor, tasks, tmp_path / "b", SETTINGS, samples=2)
+    one, other = (load_records(tmp_path / name / "trajectories.parquet") for name in "ab")
+    assert [record | {"seconds": 0} for record in one] == [record | {"seconds": 0} for record in other]
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+
+    again = Counting()
+    evaluate(again, Corridor, tasks, tmp_path / "a", SETTINGS, samples=2)
+    assert again.played == []
+
+
+def test_a_folder_belongs_to_one_evaluation(tmp_path: Path):
+    evaluate(Counting(), Corridor, Corridor().tasks(), tmp_path, SETTINGS)
+    with pytest.raises(ValueError, match="other settings .*samples: 1 there, 2 here"):
+        evaluate(Counting(), Corridor, Corridor().tasks(), tmp_path, SETTINGS, samples=2)
+    with pytest.raises(ValueError, match="tasks_hash"):
+        evaluate(Counting(), Corridor, Corridor().tasks()[::-1], tmp_path, SETTINGS)
+
+
+class Fragile(Corridor):
+    """Fails in the tasks of length 3."""
+
+    def reset(self, length: int = 2, **row: Any) -> str:
+        if length == 3:
+            raise OSError("the exit is locked")
+        return super().reset(length)
+
+
+class Broken(Corridor):
+    """Fails at its second step, which the check of the first task does not reach."""
+
+    max_steps = 2
+
+    def step(self, action: str) -> Any:
+        if action == "go":
+            raise OSError("the floor is gone")
+        return super().step(action)
+
+
+def test_a_failed_environment_counts_as_not_solved(tmp_path: Path):
+    summary = evaluate(Counting(), Fragile, Corridor().tasks(), tmp_path, SETTINGS)
+    assert summary["errors"] == 2
+    assert (summary["success"]["All"]["wins"], summary["success"]["All"]["rollouts"]) == (4, 6)
+    failed = load_records(tmp_path / "trajectories.parquet")[2]
+    assert failed["stop_reason"] == StopReason.ERROR
+    assert "the exit is locked" in failed["error"]
+
+
+def test_an_environment_that_always_fails_ends_the_run(tmp_path: Path):
+    with pytest.raises(RuntimeError, match=r"(?s)All 6 rollouts of a batch failed.*the floor is gone"):
+        evaluate(Counting(), Broken, Corridor().tasks(), tmp_path, SETTINGS)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_figures_and_settings_are_written(tmp_path: Path):
+    summary = evaluate(Counting(), Corridor, Corridor().tasks(), tmp_path, SETTINGS, seed=3)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["success"] == summary["success"]
+    assert written["settings"]["seed"] == 3
+    assert written["settings"]["tasks"] == 6
+    assert "# test on test" in (tmp_path / "results.md").read_text()
+    with pytest.raises(ValueError, match="no tasks"):
+        evaluate(Counting(), Corridor, [], tmp_path, SETTINGS)

@@ -1,0 +1,7 @@
+"""`python -m trl_agentic`."""
+
+from trl_agentic.cli import main
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""`trl-agentic evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from trl_agentic.evaluation.players import ModelPlayer, Player, TextPlayer, expert_policy, random_policy
+
+
+ENVIRONMENTS = {"alfworld": "trl_agentic.environments:ALFWorldEnv"}
+"""Short names of environments that `--environment` takes beside `MODULE:CALLABLE`."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Arguments of `trl-agentic evaluate`."""
+    result = argparse.ArgumentParser(
+        prog="trl-agentic evaluate",
+        description="Plays every task of an environment and reports success by task type. Run it again with the same "
+        "arguments to go on after a stop.",
+    )
+    add = result.add_argument
+    add(
+        "policy",
+        help="folder of a checkpoint or of a PEFT adapter, Hub id, http(s) address of a chat-completions endpoint, "
+        "`expert` (ALFWorld's scripted expert), `random`, or `small` (the policy that ships with the package)",
+    )
+    add(
+        "--environment",
+        nargs="+",
+        default=["alfworld"],
+        metavar=("NAME", "KEY=VALUE"),
+        help=f"{', '.join(ENVIRONMENTS)} or MODULE:CALLABLE, and arguments of the callable: "
+        "alfworld split=valid_unseen num_games=20 action_format=plain",
+    )
+    add("--tasks", type=Path, help="JSON lines, one dataset row a task; the environment's own tasks() if not given")
+    add("--output_dir", type=Path, required=True, help="folder for results and trajectories")
+    add("--samples", type=int, default=1, help="rollouts of each task: mean@k and pass@k (default: 1)")
+    add("--seed", type=int, default=0, help="seed of the policy's sampling (default: 0)")
+    add("--batch_size", type=int, default=32, help="rollouts at a time and process (default: 32)")
+    add("--max_turns", type=int, default=50, help="turns of a rollout (default: 50)")
+    add("--max_turn_tokens", type=int, default=512, help="tokens of a turn (default: 512)")
+    add("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
+    add("--top_p", type=float, default=1.0, help="nucleus sampling (default: 1)")
+    local = result.add_argument_group("checkpoints")
+    local.add_argument("--max_context", type=int, help="tokens of context; what the model's config says if not given")
+    local.add_argument("--dtype", help="float32, bfloat16, ...; that of the files on a GPU, float32 on a CPU")
+    local.add_argument("--chat_template_kwargs", type=json.loads, help='JSON, such as {"enable_thinking": false}')
+    remote = result.add_argument_group("endpoints (the key is read from $OPENAI_API_KEY, if there is one)")
+    remote.add_argument("--model", help="name of the model at the endpoint")
+    remote.add_argument("--extra_body", type=json.loads, help="JSON: further fields of a request; null leaves one out")
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command with the arguments after its name."""
+    command = parser()
+    arguments = command.parse_args(argv)
+    try:
+        _run(arguments)
+    except (ValueError, TypeError, FileNotFoundError, ConnectionError) as error:
+        command.exit(1, f"{command.prog}: {error}\n")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from trl_agentic.evaluation.run import evaluate
+
+    for name in ("samples", "batch_size", "max_turns", "max_turn_tokens"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
+    factory = environment_factory(*arguments.environment)
+    tasks = _tasks(arguments.tasks, factory)
+    player, used = _player(arguments)
+    settings = {"policy": arguments.policy, "environment": " ".join(arguments.environment), **used}
+    evaluate(
+        player, factory, tasks, arguments.output_dir, settings, arguments.samples, arguments.seed, arguments.batch_size
+    )
+    print((arguments.output_dir / "results.md").read_text())
+
+
+def environment_factory(name: str, *options: str) -> Callable[[], Any]:
+    """The factory that `--environment` names.
+
+    Args:
+        name: one of `ENVIRONMENTS`, or `MODULE:CALLABLE`.
+        *options: `KEY=VALUE`, keyword arguments of the callable. A value that is JSON is read as such.
+
+    Raises:
+        ValueError: there is no such callable, it does not take an argument, or an option is not `KEY=VALUE`.
+    """
+    module, colon, attribute = ENVIRONMENTS.get(name, name).partition(":")
+    if not colon:
+        raise ValueError(f"--environment must be {', '.join(ENVIRONMENTS)} or MODULE:CALLABLE, got {name!r}.")
+    try:
+        make = getattr(import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"--environment {name}: {error}.") from error
+    keywords: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise ValueError(f"--environment {name}: {option!r} is not KEY=VALUE.")
+        try:
+            keywords[key] = json.loads(value)
+        except json.JSONDecodeError:
+            keywords[key] = value
+    try:
+        inspect.signature(make).bind(**keywords)
+    except TypeError as error:
+        raise ValueError(f"--environment {name}: {error}. It takes {inspect.signature(make)}.") from error
+    return partial(make, **keywords)
+
+
+def _tasks(file: Path | None, factory: Callable[[], Any]) -> list[dict[str, Any]]:
+    if file is not None:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    environment = factory()
+    if not callable(getattr(environment, "tasks", None)):
+        raise ValueError(f"{type(environment).__name__} has no method `tasks`: name a file with --tasks.")
+    tasks = list(environment.tasks())
+    environment.close()
+    return tasks
+
+
+def _player(arguments: argparse.Namespace) -> tuple[Player, dict[str, Any]]:
+    """The player, and the settings that its figures depend on."""
+    if arguments.policy in ("random", "expert"):
+        policy = random_policy if arguments.policy == "random" else expert_policy
+        return TextPlayer(policy, arguments.max_turns), {"max_turns": arguments.max_turns}
+
+    from trl_agentic.rollout.engines import Sampling
+
+    if arguments.samples > 1 and arguments.temperature == 0:
+        raise ValueError("--samples above 1 needs a --temperature above 0: greedy rollouts are all the same.")
+    sampling = Sampling(arguments.temperature, arguments.top_p)
+    shared = {name: getattr(arguments, name) for name in ("max_turns", "max_turn_tokens", "temperature", "top_p")}
+    if arguments.policy.startswith(("http://", "https://")):
+        return _endpoint_player(arguments, sampling), shared | {
+            "model": arguments.model,
+            "extra_body": arguments.extra_body,
+        }
+    from accelerate import PartialState
+
+    from trl_agentic.environments.alfworld import small_policy
+
+    device = PartialState().device
+    dtype = arguments.dtype or ("float32" if device.type == "cpu" else "auto")
+    player = ModelPlayer.from_pretrained(
+        str(small_policy()) if arguments.policy == "small" else arguments.policy,
+        sampling,
+        dtype,
+        device,
+        max_turns=arguments.max_turns,
+        max_turn_tokens=arguments.max_turn_tokens,
+        max_context=arguments.max_context,
+        chat_template_kwargs=arguments.chat_template_kwargs,
+    )
+    used = {name: getattr(arguments, name) for name in ("max_context", "chat_template_kwargs")}
+    return player, shared | used | {"dtype": dtype}
+
+
+def _endpoint_player(arguments: argparse.Namespace, sampling: Any) -> Player:
+    from trl_agentic.evaluation.endpoint import Endpoint
+
+    if not arguments.model:
+        raise ValueError("An endpoint needs the name of its model: --model NAME.")
+    endpoint = Endpoint(
+        arguments.policy,
+        arguments.model,
+        sampling,
+        arguments.max_turn_tokens,
+        api_key=os.environ.get("OPENAI_API_KEY"),
+        extra_body=arguments.extra_body,
+    )
+    return TextPlayer(endpoint.policy, arguments.max_turns, workers=arguments.batch_size)

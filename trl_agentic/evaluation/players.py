@@ -1,0 +1,177 @@
+"""Who can be evaluated: a checkpoint, a chat-completions endpoint, the scripted expert, and chance."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trl_agentic.evaluation.text_loop import Answer, play_text
+from trl_agentic.rollout.loop import Budgets, Episode, play
+from trl_agentic.types import Trajectory
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from trl_agentic.rollout.engines import Sampling
+
+
+class Player(Protocol):
+    """Plays a batch of episodes to their end, side by side or one after the other."""
+
+    def play(self, episodes: list[Episode]) -> list[Trajectory]: ...
+
+
+class ModelPlayer:
+    """A causal language model, sampled by transformers.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): the policy, on its device.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): tokenizer with a chat template.
+        sampling ([`~trl_agentic.rollout.engines.Sampling`]): sampling parameters; `temperature=0` is greedy.
+        max_turns (`int`, *optional*, defaults to `50`): turns of a rollout.
+        max_turn_tokens (`int`, *optional*, defaults to `512`): tokens of a turn.
+        max_context (`int`, *optional*): tokens of context. If `None`, the model's `max_position_embeddings`.
+        chat_template_kwargs (`dict`, *optional*): extra arguments of the chat template.
+
+    Raises:
+        ValueError: the tokenizer has no usable chat template, or the model does not tell its context length.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        max_turns: int = 50,
+        max_turn_tokens: int = 512,
+        max_context: int | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ):
+        from trl_agentic.rollout.chat import ChatRenderer
+        from trl_agentic.rollout.engines import TransformersEngine
+
+        ends = model.generation_config.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        if tokenizer.eos_token_id not in ends:
+            ends.insert(0, tokenizer.eos_token_id)
+        context = max_context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if context is None:
+            raise ValueError("The model does not tell its context length: set `max_context`.")
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._budgets = Budgets(max_turns, max_turn_tokens, max_rollout_tokens=context, max_context=context)
+        self._chat = ChatRenderer(tokenizer, ends, chat_template_kwargs=chat_template_kwargs)
+        self._engine = TransformersEngine(model.eval(), ends, pad, sampling)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, sampling: Sampling, dtype: str = "auto", device: Any = "cpu", **options: Any
+    ) -> ModelPlayer:
+        """Loads a checkpoint folder, a Hub id, or a PEFT adapter (on its base model).
+
+        Args:
+            name (`str`): folder or Hub id. The tokenizer of an adapter that has none is that of its base model.
+            sampling ([`~trl_agentic.rollout.engines.Sampling`]): sampling parameters.
+            dtype (`str`, *optional*, defaults to `"auto"`): `"auto"` (that of the files), `"float32"`, ...
+            device (*optional*, defaults to `"cpu"`): where the model runs.
+            **options: other arguments of [`ModelPlayer`].
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device)
+        adapters = getattr(model, "peft_config", {})
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError):
+            if not adapters:
+                raise
+            tokenizer = AutoTokenizer.from_pretrained(adapters["default"].base_model_name_or_path)
+        return cls(model, tokenizer, sampling, **options)
+
+    def play(self, episodes: list[Episode]) -> list[Trajectory]:
+        """Plays the episodes in one batch."""
+        self._engine.reset()
+        return play(episodes, self._engine, self._chat, self._budgets)
+
+
+class TextPlayer:
+    """Anything that answers messages with text.
+
+    Args:
+        make_policy (`Callable`): from an [`~trl_agentic.rollout.loop.Episode`] whose environment has been reset, a
+            function from the messages so far to the next [`Answer`].
+        max_turns (`int`, *optional*, defaults to `50`): turns of a rollout.
+        workers (`int`, *optional*, defaults to `1`): rollouts that are played at a time, each in a thread.
+    """
+
+    def __init__(
+        self,
+        make_policy: Callable[[Episode], Callable[[list[dict[str, Any]]], Answer]],
+        max_turns: int = 50,
+        workers: int = 1,
+    ):
+        self._make_policy = make_policy
+        self._max_turns = max_turns
+        self._workers = workers
+
+    def play(self, episodes: list[Episode]) -> list[Trajectory]:
+        """Plays the episodes. An error of the policy itself is raised: it says nothing about the tasks."""
+        if self._workers == 1:
+            return [play_text(episode, self._make_policy, self._max_turns) for episode in episodes]
+        with ThreadPoolExecutor(self._workers) as pool:
+            return list(pool.map(lambda episode: play_text(episode, self._make_policy, self._max_turns), episodes))
+
+
+def random_policy(episode: Episode) -> Callable[[list[dict[str, Any]]], Answer]:
+    """Plays one of the environment's `admissible_actions`, drawn with the episode's seed: the floor.
+
+    Raises:
+        TypeError: the environment does not list its actions.
+    """
+    rng = random.Random(episode.seed)
+
+    def answer(messages: list[dict[str, Any]]) -> Answer:
+        return Answer(_written(rng.choice(_admissible_actions(episode)), episode))
+
+    return answer
+
+
+def expert_policy(episode: Episode) -> Callable[[list[dict[str, Any]]], Answer]:
+    """ALFWorld's scripted expert, which reads what a policy reads and the admissible actions: the ceiling.
+
+    Raises:
+        TypeError: the environment does not list its actions.
+        ValueError: the first observation is not one of ALFWorld.
+    """
+    from trl_agentic.environments.alfworld import Expert
+
+    expert: Expert | None = None
+
+    def answer(messages: list[dict[str, Any]]) -> Answer:
+        nonlocal expert
+        observation = messages[-1]["content"]
+        if expert is None:
+            expert = Expert()
+            expert.reset(observation)
+        return Answer(_written(expert.act(observation, _admissible_actions(episode)), episode))
+
+    return answer
+
+
+def _admissible_actions(episode: Episode) -> list[str]:
+    actions = getattr(episode.environment, "admissible_actions", None)
+    if actions is None:
+        raise TypeError(
+            f"{type(episode.environment).__name__} has no attribute `admissible_actions` (a list of the actions that "
+            "are possible now), which this policy chooses from. Evaluate a checkpoint or an endpoint."
+        )
+    return actions
+
+
+def _written(action: str, episode: Episode) -> str:
+    """The action in the form that the environment reads."""
+    if getattr(episode.environment, "action_format", "plain") == "tags":
+        return f"<think></think><action>{action}</action>"
+    return action
