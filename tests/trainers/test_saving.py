@@ -40,6 +40,7 @@ def test_every_second_step_is_saved_with_its_credit(tiny_model_dir: Callable[...
         for turn, following in zip(turns, [*turns[1:], {"return": 0.0}], strict=True):
             assert turn["return"] == pytest.approx(turn["reward"] + 0.5 * following["return"])
             assert (turn["clip_low"], turn["clip_high"]) == (0.75, 1.25)
+            assert (turn["ratio"], turn["clipped"]) == (1.0, 0.0)  # one update a generation
             assert turn["information_gain"] is None
     assert credited > 1
     by_state: dict[tuple[int, str], list[dict[str, float]]] = {}
@@ -49,6 +50,33 @@ def test_every_second_step_is_saved_with_its_credit(tiny_model_dir: Callable[...
     for visits in by_state.values():
         mean = sum(turn["return"] for turn in visits) / len(visits)
         assert [turn["value"] for turn in visits] == pytest.approx([mean] * len(visits), abs=1e-6)
+
+
+def test_the_ratio_of_a_turn_is_that_of_its_last_use(tiny_model_dir: Callable[..., Path], tmp_path: Path):
+    config = small_config(
+        GAGPOConfig, tmp_path, save_trajectories_steps=1, max_steps=2, num_iterations=2, epsilon=1e-4
+    )
+    trainer = GAGPOTrainer(str(tiny_model_dir()), args=config, train_dataset=tasks(), environment_factory=Corridor)
+    trainer.train()
+    files = sorted(path.name for path in (tmp_path / "trajectories").iterdir())
+    assert files == ["step_000001.parquet"]  # the second update trains on the same rollouts
+    turns = [turn for record in load_records(tmp_path / "trajectories") for turn in record["turns"]]
+    outside = [turn for turn in turns if abs(turn["ratio"] - 1) > 1e-4]
+    assert outside, "the first update has moved the policy"
+    for turn in turns:
+        stops = turn["ratio"] > turn["clip_high"] if turn["advantage"] > 0 else turn["ratio"] < turn["clip_low"]
+        assert turn["clipped"] == (turn["advantage"] != 0 and stops)
+    assert 0 < sum(turn["clipped"] for turn in turns) < len(turns)
+
+
+def test_of_several_generations_in_an_update_the_first_is_saved(tiny_model_dir: Callable[..., Path], tmp_path: Path):
+    sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 1}
+    config = small_config(GAGPOConfig, tmp_path, save_trajectories_steps=1, max_steps=1, **sizes)
+    trainer = GAGPOTrainer(str(tiny_model_dir()), args=config, train_dataset=tasks(), environment_factory=Corridor)
+    trainer.train()
+    records = load_records(tmp_path / "trajectories")
+    assert [(record["step"], record["group"]) for record in records] == [(1, 0)] * 4
+    assert all(turn["ratio"] == 1.0 for record in records for turn in record["turns"])
 
 
 class Fragile(Corridor):

@@ -160,6 +160,7 @@ class AgenticTrainer(GRPOTrainer):
             self.vllm_generation.max_completion_length = args.max_turn_tokens
         self._eval_rollouts = 0
         self._trajectory_log = TrajectoryLog(Path(args.output_dir) / "trajectories", args.save_trajectories_steps)
+        self.add_callback(self._trajectory_log)
         self._episodes: dict[str, list[EpisodeSummary]] = {"train": [], "eval": []}
         weakref.finalize(self, self.environment_pool.close)
         self._check_first_prompt(first_rows[0])
@@ -438,8 +439,7 @@ class AgenticTrainer(GRPOTrainer):
         self._log_rollouts(mode, trajectories, batch, advantages, clock, seconds)
         if mode == "train" and self._trajectory_log.is_due(self.state.global_step):
             credit = {**self.turn_credit(batch), "advantage": advantages}
-            main, generations = self.accelerator.is_main_process, self.num_generations
-            self._trajectory_log.save(self.state.global_step, trajectories, credit, own.start, generations, write=main)
+            self._trajectory_log.hold(self.state.global_step, trajectories, credit, own.start, self.num_generations)
         return self._training_rows(
             mode, trajectories, advantages[own], None if clip_scales is None else clip_scales[own]
         )
@@ -539,6 +539,7 @@ class AgenticTrainer(GRPOTrainer):
             "completion_mask": completion_mask,
             "tool_mask": tool_mask,
             "turn_ids": turn_ids,
+            "rollout_ids": index.to(device),
             "advantages": token_advantages,
             "num_items_in_batch": self.accelerator.gather(tool_mask.sum()).sum(),
             "num_turns_in_batch": self.accelerator.gather(count_turns(tool_mask, turn_ids)).sum(),
@@ -678,6 +679,8 @@ class AgenticTrainer(GRPOTrainer):
             per_token_loss = per_token_loss + self.beta * per_token_kl
             to_log["kl"] = per_token_kl
         mode = "train" if self.model.training else "eval"
+        if mode == "train":
+            self._trajectory_log.note_ratios(inputs["rollout_ids"], turn_ids, ratio, is_clipped)
         loss = self._aggregate(per_token_loss, inputs, mode)
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * aux_loss / self._windows(mode)

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
+from transformers import TrainerCallback
 
 from trl_agentic.records import save_records, trajectory_record
+from trl_agentic.turns import gather_to_turns
 from trl_agentic.types import Trajectory
 
 
-class TrajectoryLog:
+class TrajectoryLog(TrainerCallback):
     """Writes the rollouts of one generation in every so many steps to `folder/step_*.parquet`.
+
+    A file is written at the end of each optimizer step that trains on its rollouts; the ratio of a turn is that of the
+    last.
 
     Args:
         folder: where the files go; made when the first is written.
@@ -24,21 +31,28 @@ class TrajectoryLog:
         self._folder = folder
         self._every = every
         self._next = 0
+        self._step = 0
+        self._records: list[dict[str, Any]] | None = None
+        self._is_written = True
 
     def is_due(self, step: int) -> bool:
-        """Whether the rollouts that are sampled after `step` updates are to be saved."""
+        """Whether the rollouts that are sampled after `step` updates are to be saved. Those before are let go.
+
+        To be called by every process, like all methods.
+        """
+        self._write()  # an update may take several generations
+        self._records = None
         return self._every > 0 and step >= self._next
 
-    def save(
+    def hold(
         self,
         step: int,
         trajectories: list[Trajectory],
         credit: Mapping[str, Tensor],
         first: int,
         num_generations: int,
-        write: bool,
     ) -> None:
-        """Gathers the rollouts of all processes and writes them. To be called by every process.
+        """Takes the rollouts of this process.
 
         Args:
             step: updates so far. The rollouts are those of update `step + 1`, which names the file.
@@ -46,15 +60,48 @@ class TrajectoryLog:
             credit: (B, K) tensors over the global batch, by the names in [`~trl_agentic.records.CREDIT_COLUMNS`].
             first: row of this process's first rollout in the global batch.
             num_generations: rollouts of a group.
-            write: whether this process writes the file.
         """
         self._next = step + self._every
-        records = []
+        self._step = step + 1
+        self._records = []
+        self._is_written = False
         for row, trajectory in enumerate(trajectories, start=first):
             played = {} if trajectory.error else {name: values[row].tolist() for name, values in credit.items()}
             group, sample = divmod(row, num_generations)
-            records.append(trajectory_record(trajectory, played, step=step + 1, group=group, sample=sample))
-        records = gather_object(records)
-        if write:
+            self._records.append(trajectory_record(trajectory, played, step=self._step, group=group, sample=sample))
+
+    def note_ratios(self, rollout_ids: Tensor, turn_ids: Tensor, ratio: Tensor, is_clipped: Tensor) -> None:
+        """Takes what the loss knows of the rollouts that are held.
+
+        Args:
+            rollout_ids (`Tensor` of shape (B,), int): rollout of this process that each row comes from.
+            turn_ids (`Tensor` of shape (B, T), int): turn of each token, -1 for all others.
+            ratio (`Tensor` of shape (B, T)): importance ratio; a turn's is the mean over its tokens.
+            is_clipped (`Tensor` of shape (B, T), bool): whether the range stops a token's gradient; of a turn, the
+                share of its tokens.
+        """
+        if self._records is None:
+            return
+        self._is_written = False
+        if turn_ids.numel() == 0:
+            return
+        count = int(turn_ids.max()) + 1
+        ratios = gather_to_turns(ratio.detach(), turn_ids, count).tolist()
+        clipped = gather_to_turns(is_clipped.to(ratio.dtype), turn_ids, count).tolist()
+        for row, rollout in enumerate(rollout_ids.tolist()):
+            for k in set(turn_ids[row].tolist()) - {-1}:
+                turn = self._records[rollout]["turns"][k]
+                turn["ratio"], turn["clipped"] = ratios[row][k], clipped[row][k]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Writes what the update has changed."""
+        self._write()
+
+    def _write(self) -> None:
+        if self._records is None or self._is_written:
+            return
+        records = gather_object(self._records)
+        if PartialState().is_main_process:
             self._folder.mkdir(parents=True, exist_ok=True)
-            save_records(self._folder / f"step_{step + 1:06d}.parquet", records)
+            save_records(self._folder / f"step_{self._step:06d}.parquet", records)
+        self._is_written = True
