@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from trl_agentic.environments import ALFWorldEnv, check_environment
+    from trl_agentic.environments import ALFWorldEnv, SearchEnv, check_environment
     from trl_agentic.environments.base import Environment
     from trl_agentic.trainers.a2tgpo import A2TGPOConfig, A2TGPOTrainer
     from trl_agentic.trainers.base import AgenticConfig, AgenticTrainer
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
-    "trl_agentic.environments": ("ALFWorldEnv", "check_environment"),
+    "trl_agentic.environments": ("ALFWorldEnv", "SearchEnv", "check_environment"),
     "trl_agentic.environments.base": ("Environment",),
     "trl_agentic.trainers.a2tgpo": ("A2TGPOConfig", "A2TGPOTrainer"),
     "trl_agentic.trainers.base": ("AgenticConfig", "AgenticTrainer"),
@@ -54,6 +54,7 @@ __all__ = [
     "GiGPOTrainer",
     "IGPOConfig",
     "IGPOTrainer",
+    "SearchEnv",
     "StepResult",
     "StopReason",
     "Trajectory",

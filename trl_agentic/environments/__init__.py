@@ -13,10 +13,14 @@ from .base import Environment, check_environment
 
 if TYPE_CHECKING:
     from .alfworld.env import ALFWorldEnv
+    from .search.env import SearchEnv
 
-_HOME_OF = {"ALFWorldEnv": "trl_agentic.environments.alfworld.env"}
+_HOME_OF = {
+    "ALFWorldEnv": "trl_agentic.environments.alfworld.env",
+    "SearchEnv": "trl_agentic.environments.search.env",
+}
 
-__all__ = ["ALFWorldEnv", "Environment", "check_environment"]
+__all__ = ["ALFWorldEnv", "Environment", "SearchEnv", "check_environment"]
 
 
 def __getattr__(name: str) -> Any:
