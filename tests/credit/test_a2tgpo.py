@@ -172,6 +172,12 @@ def test_equal_rollouts_have_exactly_no_advantage_under_turn_norm(
     assert (a2tgpo_clip_scale(batch, **{**chosen, "turn_group_norm": "turn", "eps": 0.0}) == 1).all()
 
 
+def test_a_rollout_without_siblings_has_no_advantage_and_the_plain_clip_range():
+    batch = make_batch([EXAMPLE[0], EXAMPLE[1]._replace(group=1)])
+    assert not a2tgpo_advantages(batch).any()
+    assert (a2tgpo_clip_scale(batch) == 1).all()
+
+
 def test_dtype_is_kept_and_the_batch_is_not_written():
     batch, copy = make_batch(EXAMPLE, torch.float32), make_batch(EXAMPLE, torch.float32)
     assert a2tgpo_advantages(batch).dtype == a2tgpo_clip_scale(batch).dtype == torch.float32

@@ -27,6 +27,7 @@ from tests.credit.batches import (
     total,
 )
 from trl_agentic.credit import gigpo_advantages, grpo_advantages, igpo_advantages, rloo_advantages
+from trl_agentic.credit.returns import last_turn_mask
 from trl_agentic.types import TurnBatch
 
 
@@ -207,6 +208,21 @@ def test_igpo_equals_the_loop(rollouts: list[Rollout], gamma: float, joint: bool
     batch = make_batch(rollouts)
     actual = igpo_advantages(batch, gamma, "joint" if joint else "separate", eps=1e-3)
     torch.testing.assert_close(actual, padded(rows, batch.rewards), rtol=1e-6, atol=1e-6)
+
+
+@few
+@given(rollout_lists(), st.sampled_from([0.0, 1.0]), st.sampled_from(["joint", "separate"]))
+def test_igpo_without_process_turns_is_grpo(rollouts: list[Rollout], gamma: float, normalization: str):
+    """The outcome reaches every turn undiscounted. IGPO takes the population's deviation, GRPO the sample's."""
+    rollouts = [r._replace(gains=[NAN] * len(r.rewards)) for r in rollouts]
+    batch = make_batch(rollouts)
+    siblings_of = [sum(o.group == r.group and bool(o.rewards) for o in rollouts) for r in rollouts]
+    factor = torch.tensor([math.sqrt(n / (n - 1)) if n > 1 else 1.0 for n in siblings_of], dtype=torch.float64)
+    expected = grpo_advantages(batch, eps=0.0) * factor.unsqueeze(1)
+    if gamma == 0.0:  # it stays at the last turn
+        expected = torch.where(last_turn_mask(batch.turn_mask), expected, 0.0)
+    actual = igpo_advantages(batch, gamma=gamma, normalization=normalization, eps=0.0)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 # All of them

@@ -15,6 +15,7 @@ from tests.tiny_model import build_tiny_tokenizer
 from tests.toys import Corridor
 from tests.trainers.small import small_config, tasks
 from trl_agentic import (
+    A2TGPOConfig,
     AgenticConfig,
     AgenticGRPOConfig,
     AgenticRLOOConfig,
@@ -22,6 +23,7 @@ from trl_agentic import (
     GAGPOConfig,
     GAGPOTrainer,
     GiGPOConfig,
+    IGPOConfig,
     StepResult,
 )
 
@@ -236,6 +238,19 @@ def test_reward_weights_for_other_functions(tiny_model_dir: Model, tmp_path: Pat
         (GAGPOConfig, {"advantage_norm": "turn"}, "`advantage_norm` must be one of group, anchor, batch, none"),
         (GAGPOConfig, {"singleton_value": "zero"}, "`singleton_value` must be one of self, group_mean"),
         (GiGPOConfig, {"gamma": 2.0}, r"`gamma` must lie in \[0, 1\]"),
+        (A2TGPOConfig, {"gamma": 1.5}, r"`gamma` must lie in \[0, 1\], got 1.5"),
+        (A2TGPOConfig, {"clip_beta": -0.1}, r"`clip_beta` must lie in \[0, 1\], got -0.1"),
+        (A2TGPOConfig, {"turn_group_norm": "batch"}, "`turn_group_norm` must be one of turn, pooled, got 'batch'"),
+        (A2TGPOConfig, {"min_turn_group": 0}, "`min_turn_group` must be at least 1, got 0"),
+        (A2TGPOConfig, {"information_gain": "kl"}, "`information_gain` must be one of prob, log_prob, got 'kl'"),
+        (A2TGPOConfig, {"answer_alias": "all"}, "`answer_alias` must be one of first, best, got 'all'"),
+        (A2TGPOConfig, {"information_gain_tokens": 0}, "`information_gain_tokens` must be at least 1"),
+        (A2TGPOConfig, {"penalty_in_return": False}, "`penalty_in_return` must be True: A2TGPO"),
+        (A2TGPOConfig, {"scale_rewards": "none"}, "`scale_rewards` has no effect on this rule"),
+        (A2TGPOConfig, {"loss_type": "bnpo"}, "`loss_type='bnpo'` has no turn-level form"),
+        (IGPOConfig, {"gamma": -0.5}, r"`gamma` must lie in \[0, 1\], got -0.5"),
+        (IGPOConfig, {"normalization": "both"}, "`normalization` must be one of joint, separate, got 'both'"),
+        (IGPOConfig, {"penalty_in_return": False}, "`penalty_in_return` must be True: IGPO"),
         (AgenticGRPOConfig, {"penalty_in_return": False}, "`penalty_in_return` must be True: GRPO"),
         (AgenticRLOOConfig, {"penalty_in_return": False}, "`penalty_in_return` must be True: RLOO"),
     ],
@@ -255,6 +270,14 @@ def test_defaults_are_valid_and_those_of_the_methods(tmp_path: Path):
     for config in (grpo, rloo, gigpo):
         assert (config.importance_sampling_level, config.loss_type, config.epsilon) == ("token", "dapo", 0.2)
         assert not config.uses_turn_loss
+    a2tgpo, igpo = A2TGPOConfig(**cpu), IGPOConfig(**cpu)
+    assert (a2tgpo.gamma, a2tgpo.alpha, a2tgpo.clip_beta, a2tgpo.beta) == (1.0, 1.0, 0.3, 0.0)
+    assert (a2tgpo.epsilon, a2tgpo.epsilon_high, a2tgpo.loss_type) == (3e-3, 4e-3, "grpo")
+    assert (a2tgpo.turn_group_norm, a2tgpo.rescale_accumulation, a2tgpo.min_turn_group) == ("turn", True, 2)
+    assert (a2tgpo.information_gain, a2tgpo.answer_alias) == ("prob", "first")
+    assert A2TGPOConfig(importance_sampling_level="token", **cpu).uses_turn_loss  # for its clip ranges
+    assert (igpo.gamma, igpo.normalization, igpo.beta, igpo.epsilon) == (1.0, "joint", 0.001, 0.2)
+    assert not igpo.uses_turn_loss
     assert grpo.penalty_in_return and rloo.penalty_in_return and grpo.scale_rewards == "group" and grpo.beta == 0.0
 
 

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nan
 
 from tests.toys import Corridor
 from tests.trainers.small import small_config, tasks
 from trl_agentic import (
+    A2TGPOConfig,
+    A2TGPOTrainer,
     AgenticGRPOConfig,
     AgenticGRPOTrainer,
     AgenticRLOOConfig,
@@ -21,13 +24,23 @@ from trl_agentic import (
     GAGPOTrainer,
     GiGPOConfig,
     GiGPOTrainer,
+    IGPOConfig,
+    IGPOTrainer,
     TurnBatch,
 )
-from trl_agentic.credit import gagpo_advantages, gigpo_advantages, grpo_advantages, rloo_advantages
+from trl_agentic.credit import (
+    a2tgpo_advantages,
+    a2tgpo_clip_scale,
+    gagpo_advantages,
+    gigpo_advantages,
+    grpo_advantages,
+    igpo_advantages,
+    rloo_advantages,
+)
 
 
 def batch() -> TurnBatch:
-    """Two groups; states met often, once, and again at the end of a rollout that was cut."""
+    """Two groups; states met often, once, and again at the end of a rollout that was cut; gains of process turns."""
     return TurnBatch(
         rewards=torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.0, 0.0], [0.2, 0.0, 0.0], [0.0, 3.0, 0.0], [1.0, 0.0, 0.0]]),
         turn_mask=torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 1, 0], [1, 0, 0]]).bool(),
@@ -35,6 +48,9 @@ def batch() -> TurnBatch:
         anchor_ids=torch.tensor([[1, 2, 3], [1, 2, 2], [1, 4, -1], [1, 2, -1], [1, -1, -1]]),
         terminated=torch.tensor([True, False, False, True, True]),
         final_anchor_ids=torch.tensor([-1, 3, 1, -1, -1]),
+        information_gain=torch.tensor(
+            [[0.2, 0.4, nan], [0.0, 0.1, nan], [0.3, 0.2, nan], [0.1, nan, nan], [0.5, nan, nan]]
+        ),
         penalties=torch.tensor([[0.1, 0.0, 0.0], [0.0, 0.0, 0.2], [0.0] * 3, [0.0] * 3, [0.3, 0.0, 0.0]]),
     )
 
@@ -46,6 +62,7 @@ def trainer_with(pair: Any, model: Path, output_dir: Path, **changes: Any) -> Ag
 
 
 GAGPO, GIGPO = (GAGPOTrainer, GAGPOConfig), (GiGPOTrainer, GiGPOConfig)
+A2TGPO, IGPO = (A2TGPOTrainer, A2TGPOConfig), (IGPOTrainer, IGPOConfig)
 GRPO, RLOO = (AgenticGRPOTrainer, AgenticGRPOConfig), (AgenticRLOOTrainer, AgenticRLOOConfig)
 
 
@@ -63,6 +80,13 @@ GRPO, RLOO = (AgenticGRPOTrainer, AgenticGRPOConfig), (AgenticRLOOTrainer, Agent
         (GIGPO, gigpo_advantages, {"gamma": 0.5}),
         (GIGPO, gigpo_advantages, {"step_advantage_weight": 0.3}),
         (GIGPO, gigpo_advantages, {"scale_by_std": False}),
+        (A2TGPO, a2tgpo_advantages, {"gamma": 0.5}),
+        (A2TGPO, a2tgpo_advantages, {"alpha": 0.3}),
+        (A2TGPO, a2tgpo_advantages, {"turn_group_norm": "pooled"}),
+        (A2TGPO, a2tgpo_advantages, {"rescale_accumulation": False}),
+        (A2TGPO, a2tgpo_advantages, {"min_turn_group": 3}),
+        (IGPO, igpo_advantages, {"gamma": 0.5}),
+        (IGPO, igpo_advantages, {"normalization": "separate"}),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -73,6 +97,15 @@ def test_a_knob_is_that_of_the_rule(
     turned = trainer_with(pair, tiny_model_dir(), tmp_path, **knobs).turn_advantages(batch())
     assert torch.equal(default, rule(batch()))
     assert torch.equal(turned, rule(batch(), **knobs))
+    assert not torch.allclose(default, turned, atol=1e-3)
+
+
+@pytest.mark.parametrize("knobs", [{"clip_beta": 0.1}, {"turn_group_norm": "pooled"}, {"min_turn_group": 3}], ids=str)
+def test_a_knob_reaches_the_clip_range(knobs: dict[str, Any], tiny_model_dir: Callable[..., Path], tmp_path: Path):
+    default = trainer_with(A2TGPO, tiny_model_dir(), tmp_path).turn_clip_scales(batch())
+    turned = trainer_with(A2TGPO, tiny_model_dir(), tmp_path, **knobs).turn_clip_scales(batch())
+    assert torch.equal(default, a2tgpo_clip_scale(batch()))
+    assert torch.equal(turned, a2tgpo_clip_scale(batch(), **knobs))
     assert not torch.allclose(default, turned, atol=1e-3)
 
 
@@ -99,6 +132,15 @@ def test_metrics_of_turns(tiny_model_dir: Callable[..., Path], tmp_path: Path):
     # States of group 0: {1: 3, 2: 3, 3: 1, 4: 1}, of group 1: {1: 2, 2: 1}.
     assert metrics["turns/singleton_frac"] == pytest.approx(3 / 11)
     assert metrics["turns/group_size"] == pytest.approx(11 / 6)
+    # Gains 0.2 0.4 0.0 0.1 0.3 0.2 0.1 0.5: mean 0.225, mean square 0.075.
+    gains = trainer_with(A2TGPO, tiny_model_dir(), tmp_path).turn_metrics(batch(), advantages)
+    assert gains["information_gain/mean"] == pytest.approx(0.225)
+    assert gains["information_gain/std"] == pytest.approx((0.075 - 0.225**2) ** 0.5)
+    assert gains["information_gain/positive_frac"] == pytest.approx(7 / 8)
+    scales = a2tgpo_clip_scale(batch())[batch().turn_mask]
+    assert gains["clip_range/low_mean"] == pytest.approx(3e-3 * scales.mean().item())
+    assert gains["clip_range/high_mean"] == pytest.approx(4e-3 * scales.mean().item())
+    assert gains["clip_range/scale_std"] == pytest.approx(scales.std(correction=0).item())
     nobody = TurnBatch(
         torch.zeros(1, 1), torch.zeros(1, 1).bool(), torch.tensor([0]), torch.tensor([[-1]]), torch.tensor([True])
     )
