@@ -48,7 +48,8 @@ def test_stop_words():
 STEMS = """
 caresses caress ponies poni ties ti caress caress cats cat feed feed agreed agre plastered plaster bled bled
 motoring motor sing sing conflated conflat troubled troubl sized size hopping hop tanned tan falling fall
-hissing hiss fizzed fizz failing fail filing file happy happi sky sky relational relat conditional condit rational ration valenci valenc
+hissing hiss fizzed fizz
+failing fail filing file happy happi sky sky relational relat conditional condit rational ration valenci valenc
 hesitanci hesit digitizer digit conformabli conform radicalli radic differentli differ vileli vile analogousli analog
 vietnamization vietnam predication predic operator oper feudalism feudal decisiveness decis hopefulness hope
 callousness callous formaliti formal sensitiviti sensit sensibiliti sensibl triplicate triplic formative form

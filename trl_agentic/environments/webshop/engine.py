@@ -165,6 +165,7 @@ class WebShopEngine:
             return
         if text == "back to search":
             self._page, self._visited = "search", set()
+            self.product, self.chosen = None, {}
         elif self._page == "results":
             if text == "next >":
                 self._page_number += 1
