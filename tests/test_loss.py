@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trl_agentic.loss import aggregate, clipped_surrogate, count_turns, importance_ratio, turn_lengths
+from trl_agentic.loss import (
+    aggregate,
+    clipped_surrogate,
+    count_turns,
+    engine_correction,
+    importance_ratio,
+    turn_lengths,
+)
 
 
 few = settings(max_examples=50, deadline=None)
@@ -338,3 +345,41 @@ def test_padded_rows_add_nothing(level: str):
 def test_aggregate_errors_name_the_argument(changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         aggregate(**{"per_token_loss": torch.ones(2, 3), "mask": torch.ones(2, 3), **changes})
+
+
+# Engine correction
+
+TWO, QUARTER, EIGHT = math.log(2), -math.log(4), math.log(8)
+
+
+@pytest.mark.parametrize(
+    ("level", "form", "expected"),
+    [
+        # Weights 2, 1/4, (not sampled), unknown and 2 in row 0, whose turns are the first two tokens and the last two;
+        # 8 in row 1. Bounds 0.4 and 3.
+        ("token", "truncate", [[2.0, 0.4, 1.0, 1.0, 2.0], [3.0, 1.0, 1.0, 1.0, 1.0]]),
+        ("token", "mask", [[2.0, 0.0, 1.0, 1.0, 2.0], [0.0, 1.0, 1.0, 1.0, 1.0]]),
+        ("turn", "truncate", [[0.5, 0.5, 1.0, 2.0, 2.0], [3.0, 3.0, 1.0, 1.0, 1.0]]),
+        ("turn", "mask", [[0.5, 0.5, 1.0, 2.0, 2.0], [0.0, 0.0, 1.0, 1.0, 1.0]]),
+        ("sequence", "truncate", [[1.0], [3.0]]),
+        ("sequence", "mask", [[1.0], [0.0]]),
+    ],
+)
+def test_engine_correction_by_hand(level: str, form: str, expected: list[list[float]]):
+    gap = torch.tensor([[TWO, QUARTER, 9.0, math.nan, TWO], [EIGHT, 0.0, 9.0, 9.0, 9.0]])
+    mask = torch.tensor([[1, 1, 0, 1, 1], [1, 1, 0, 0, 0]])
+    turn_ids = torch.tensor([[0, 0, -1, 1, 1], [3, 3, -1, -1, -1]])
+    weight = engine_correction(gap, mask, turn_ids, level, form, low=0.4, high=3.0)
+    torch.testing.assert_close(weight, torch.tensor(expected))
+
+
+def test_engine_correction_without_bounds_or_with_bad_arguments():
+    gap, mask = torch.tensor([[TWO, EIGHT]]), torch.ones(1, 2)
+    for form in ("truncate", "mask"):
+        torch.testing.assert_close(engine_correction(gap, mask, form=form), torch.tensor([[2.0, 8.0]]))
+    with pytest.raises(ValueError, match="level must be one of"):
+        engine_correction(gap, mask, level="word")
+    with pytest.raises(ValueError, match="form must be one of"):
+        engine_correction(gap, mask, form="clip")
+    with pytest.raises(ValueError, match="turn_ids must be given"):
+        engine_correction(gap, mask, level="turn")

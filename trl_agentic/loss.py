@@ -100,6 +100,58 @@ def clipped_surrogate(
     return loss, is_clipped
 
 
+def engine_correction(
+    log_ratio: Tensor,
+    mask: Tensor,
+    turn_ids: Tensor | None = None,
+    level: str = "token",
+    form: str = "truncate",
+    low: float | None = None,
+    high: float | None = None,
+) -> Tensor:
+    """Weight of each token for the mismatch between the engine that sampled and the model that is trained.
+
+    w = pi_model / pi_engine of the token, of the token's turn or of the row: for turns and rows the product over their
+    tokens, as TRL does for rows.
+
+    Args:
+        log_ratio (`Tensor` of shape (B, T), float): log pi_model - log pi_engine, in nats. NaN where the engine told
+            nothing: such a token counts as 0.
+        mask (`Tensor` of shape (B, T), bool or 0/1): tokens that the policy generated.
+        turn_ids (`Tensor` of shape (B, T), int, *optional*): as in [`importance_ratio`]; needed for `level="turn"`.
+        level (`str`, *optional*, defaults to `"token"`): `"token"`, `"turn"` or `"sequence"`.
+        form (`str`, *optional*, defaults to `"truncate"`): what happens to a weight outside [low, high]: `"truncate"`
+            sets it to the bound, `"mask"` to 0.
+        low (`float`, *optional*): lower bound; none if `None`.
+        high (`float`, *optional*): upper bound; none if `None`.
+
+    Returns:
+        `Tensor` of shape (B, T), 1 where `mask` is `False`; of shape (B, 1) for `level="sequence"`.
+
+    Raises:
+        ValueError: `level` or `form` is unknown, `turn_ids` is missing, or a shape is wrong.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"level must be one of {LEVELS}, got {level!r}.")
+    if form not in ("truncate", "mask"):
+        raise ValueError(f"form must be one of ('truncate', 'mask'), got {form!r}.")
+    _check_same_shape("mask", mask, log_ratio)
+    log_ratio = torch.where(mask.bool(), log_ratio, 0.0).nan_to_num()
+    if level == "turn":
+        if turn_ids is None:
+            raise ValueError('turn_ids must be given for level="turn".')
+        index, size = _turn_index(mask.bool(), turn_ids)
+        total = log_ratio.new_zeros(size).index_add(0, index, log_ratio.flatten())
+        log_ratio = torch.where(mask.bool(), total[index].view_as(log_ratio), 0.0)
+    elif level == "sequence":
+        log_ratio = log_ratio.sum(dim=1, keepdim=True)
+    weight = log_ratio.exp()
+    bounds = 0.0 if low is None else low, torch.inf if high is None else high
+    if form == "truncate":
+        return weight.clamp(*bounds)
+    return weight.masked_fill((weight < bounds[0]) | (weight > bounds[1]), 0.0)
+
+
 def aggregate(
     per_token_loss: Tensor,
     mask: Tensor,

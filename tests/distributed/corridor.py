@@ -16,16 +16,34 @@ from torch import Tensor
 
 from tests.toys import Corridor
 from tests.trainers.small import parameters, small_config
-from trl_agentic import GAGPOConfig, GAGPOTrainer, TurnBatch
+from trl_agentic import GAGPOConfig, GAGPOTrainer, StepResult, TurnBatch
 
 
 ROLLOUTS = 12  # three groups of four: with two processes the second one spans both
+FAILS = -2  # length of a corridor that collapses
 RUNS: dict[str, dict[str, Any]] = {
     "turn": {"beta": 0.1, "invalid_action_penalty": 0.1},
     "dapo": {"loss_type": "dapo", "importance_sampling_level": "turn", "num_iterations": 2},
     "grpo": {"loss_type": "grpo", "importance_sampling_level": "token"},
-    "idle": {"beta": 0.1, "invalid_action_penalty": 0.25, "shuffle_dataset": False, "lengths": (3, -1, -1)},
-}
+    # The second process has rows of one turn only, and fewer micro-batches of tokens than the first.
+    "idle": {
+        "beta": 0.1, "invalid_action_penalty": 0.25, "shuffle_dataset": False, "lengths": (3, -1, -1),
+        "max_tokens_per_micro_batch": 150,
+    },
+    # All rollouts of the second process fail, and half of a group of the first.
+    "fail": {
+        "loss_type": "grpo", "shuffle_dataset": False, "lengths": (1, FAILS, FAILS), "max_tokens_per_micro_batch": 200,
+    },
+}  # fmt: skip
+
+
+class Fragile(Corridor):
+    """A corridor that may collapse in the first turn."""
+
+    def step(self, action: str) -> StepResult:
+        if self.length == FAILS:
+            raise RuntimeError("the corridor collapsed")
+        return super().step(action)
 
 
 class Recording(GAGPOTrainer):
@@ -47,7 +65,7 @@ def config(output_dir: Path, processes: int, **changes: Any) -> GAGPOConfig:
 def train(model: str, args: GAGPOConfig, processes: int, lengths: tuple[int, ...] = (1, 2, 3)) -> Recording:
     """Trains on corridors of these lengths. One of length -1 ends with the first turn, so that its process is idle."""
     rows = Dataset.from_list([{"length": length} for length in lengths] * 2)
-    trainer = Recording(model, args=args, train_dataset=rows, environment_factory=Corridor)
+    trainer = Recording(model, args=args, train_dataset=rows, environment_factory=Fragile)
     assert trainer.accelerator.num_processes == processes, trainer.accelerator.state
     trainer.train()
     return trainer

@@ -96,6 +96,12 @@ def test_a_context_that_cannot_hold_the_first_prompt(tiny_model_dir: Model, tmp_
         construct(tiny_model_dir(), tmp_path, train_dataset=long)
 
 
+def test_a_budget_that_cannot_hold_a_first_turn(tiny_model_dir: Model, tmp_path: Path):
+    message = r"`max_tokens_per_micro_batch` is 30, but the first prompt has 34 tokens .* 194 tokens: set it to that"
+    with pytest.raises(ValueError, match=message):
+        construct(tiny_model_dir(), tmp_path, max_tokens_per_micro_batch=30)
+
+
 def test_a_dataset_without_rows(tiny_model_dir: Model, tmp_path: Path):
     for empty in (Dataset.from_list([]), IterableDataset.from_generator(lambda: iter([]))):
         with pytest.raises(ValueError, match="`train_dataset` is empty"):
@@ -216,6 +222,22 @@ def test_reward_weights_for_other_functions(tiny_model_dir: Model, tmp_path: Pat
     [
         (AgenticConfig, {"max_turns": 0}, "`max_turns` must be at least 1, got 0"),
         (AgenticConfig, {"max_turn_tokens": 0}, "`max_turn_tokens` must be at least 1"),
+        (AgenticConfig, {"max_tokens_per_micro_batch": 0}, "`max_tokens_per_micro_batch` must be at least 1, got 0"),
+        (
+            AgenticConfig,
+            {"max_tokens_per_micro_batch": 500, "loss_type": "dr_grpo"},
+            "`loss_type='dr_grpo'` has no form that fits `max_tokens_per_micro_batch=500`. Use one of turn",
+        ),
+        (
+            AgenticConfig,
+            {"max_tokens_per_micro_batch": 500, "delta": 2.0},
+            "`delta` is not supported with .*=500`. Leave it at None, or use .*`max_tokens_per_micro_batch=None`",
+        ),
+        (
+            AgenticConfig,
+            {"vllm_importance_sampling_mode": "turn_clip"},
+            "`vllm_importance_sampling_mode` must be one of .*turn_truncate, turn_mask.*, got 'turn_clip'",
+        ),
         (AgenticConfig, {"max_completion_length": None}, "`max_completion_length` must be a number"),
         (
             AgenticConfig,
@@ -229,10 +251,22 @@ def test_reward_weights_for_other_functions(tiny_model_dir: Model, tmp_path: Pat
         (AgenticConfig, {"max_tool_calling_iterations": 3}, "`max_tool_calling_iterations` is not.*`max_turns`"),
         (AgenticConfig, {"generation_kwargs": {"num_beams": 2}}, "`generation_kwargs` is not supported"),
         (AgenticConfig, {"use_transformers_continuous_batching": True}, "`use_transformers_continuous_batching` is"),
-        (GAGPOConfig, {"loss_type": "bnpo"}, "`loss_type='bnpo'` has no turn-level form"),
-        (GAGPOConfig, {"delta": 2.0}, "`delta` is not supported by the turn-level loss"),
-        (GAGPOConfig, {"entropy_coef": 0.1}, "`entropy_coef` is not supported by the turn-level loss"),
-        (GAGPOConfig, {"top_entropy_quantile": 0.5}, "`top_entropy_quantile` is not supported by the turn-level loss"),
+        (
+            GAGPOConfig,
+            {"loss_type": "bnpo"},
+            "`loss_type='bnpo'` has no form that fits `importance_sampling_level='turn'`",
+        ),
+        (GAGPOConfig, {"delta": 2.0}, "`delta` is not supported with `importance_sampling_level='turn'`"),
+        (
+            GAGPOConfig,
+            {"entropy_coef": 0.1},
+            "`entropy_coef` is not supported with `importance_sampling_level='turn'`",
+        ),
+        (
+            GAGPOConfig,
+            {"top_entropy_quantile": 0.5},
+            "`top_entropy_quantile` is not supported with `importance_sampling_level='turn'`",
+        ),
         (GAGPOConfig, {"gamma": 1.5}, r"`gamma` must lie in \[0, 1\], got 1.5"),
         (GAGPOConfig, {"lam": -0.1}, r"`lam` must lie in \[0, 1\]"),
         (GAGPOConfig, {"advantage_norm": "turn"}, "`advantage_norm` must be one of group, anchor, batch, none"),

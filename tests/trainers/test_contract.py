@@ -12,6 +12,7 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
+from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import (
     add_response_schema,
@@ -24,7 +25,7 @@ from trl.extras.profiling import profiling_context
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 from trl.trainer import grpo_trainer
-from trl.trainer.utils import pad, shuffle_sequence_dict, split_tensor_dict, use_adapter
+from trl.trainer.utils import pad, shuffle_sequence_dict, use_adapter
 
 from tests.toys import Corridor, OneTurn, one_turn_reward
 from tests.trainers.small import small_config, tasks
@@ -47,6 +48,7 @@ def test_the_version_is_the_one_that_was_read():
         ("_compute_loss", ["self", "model", "inputs"]),
         ("_calculate_rewards", ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
         ("_prepare_inputs", ["self", "generation_batch"]),
+        ("compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
         ("log", ["self", "logs", "start_time"]),
         ("evaluate", ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]),
     ],
@@ -163,7 +165,7 @@ def test_our_rows_have_every_key_of_theirs(theirs: GRPOTrainer, tiny_model_dir: 
     args = small_config(GAGPOConfig, tmp_path, num_iterations=2)
     trainer = GAGPOTrainer(str(tiny_model_dir()), args=args, train_dataset=tasks(), environment_factory=Corridor)
     trainer.model.train()
-    ours = trainer._generate_and_score_completions([{"length": 2}] * 8)
+    [ours] = trainer._prepare_inputs([{"length": 2}] * 8)
     known = theirs._buffered_inputs[0]
     assert known.keys() <= ours.keys()
     assert {"old_per_token_logps", "ref_per_token_logps", "advantages", "num_items_in_batch"} <= known.keys()
@@ -180,15 +182,23 @@ def test_trl_reads_the_keys_that_only_we_set():
     assert "if advantages.dim() == 1:" in loss
 
 
-def test_rows_are_shuffled_and_split_together():
-    rows = {"a": torch.arange(6), "b": torch.arange(12).view(6, 2), "count": torch.tensor(7)}
-    parts = split_tensor_dict(shuffle_sequence_dict(rows), 3)
-    assert [part["a"].numel() for part in parts] == [2, 2, 2]
-    assert all(torch.equal(part["b"][:, 0], 2 * part["a"]) and part["count"] == 7 for part in parts)
-    # A remainder is dropped in silence, so a batch must have a multiple of the parts.
-    assert sum(part["a"].numel() for part in split_tensor_dict({"a": torch.arange(7)}, 2)) == 6
+def test_a_batch_is_generated_and_shuffled_where_we_do_it():
+    """`_prepare_inputs` is replaced: the same condition, and one draw of a permutation."""
     source = inspect.getsource(GRPOTrainer._prepare_inputs)
-    assert "shuffle_sequence_dict" in source and "split_tensor_dict" in source
+    assert "generate_every = self.args.steps_per_generation * self.num_iterations" in source
+    assert "if self._step % generate_every == 0 or self._buffered_inputs is None:" in source
+    assert "self._buffered_inputs[self._step % self.args.steps_per_generation]" in source
+    torch.manual_seed(0)
+    shuffled = shuffle_sequence_dict({"a": torch.arange(9)})["a"]
+    torch.manual_seed(0)
+    assert torch.equal(shuffled, torch.randperm(9))
+
+
+def test_what_is_propagated_back_outside_of_transformers_is_not_scaled():
+    """`compute_loss` sends all micro-batches but the last back itself."""
+    assert GRPOTrainer.loss_is_scaled_for_ga is True
+    source = inspect.getsource(Trainer.training_step)
+    assert "if not loss_is_scaled_for_ga:" in source and 'kwargs["scale_wrt_gas"] = False' in source
 
 
 def test_the_old_policy_is_skipped_by_the_same_rule():

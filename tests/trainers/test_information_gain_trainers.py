@@ -189,8 +189,8 @@ def test_a_ratio_outside_its_own_range_has_no_gradient(
     trainer._compute_loss(trainer.model, inputs).backward()
     assert wide.any() and (turn_ids == 0).any()
     assert torch.equal(logps.grad != 0, wide)
-    share = trainer._metrics["train"]["clip_ratio/region_mean"][-1]
-    assert share == pytest.approx(1 - (wide.sum() / (turn_ids >= 0).sum()).item())
+    clipped, tokens = trainer._token_sums["train"]["clip_ratio/region_mean"]
+    assert clipped / tokens == pytest.approx(1 - (wide.sum() / (turn_ids >= 0).sum()).item())
 
 
 class TurnGSPO(AgenticGRPOTrainer):

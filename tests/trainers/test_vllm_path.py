@@ -16,6 +16,7 @@ import torch
 from tests.toys import Corridor
 from tests.trainers.small import history, small_config, tasks
 from trl_agentic import AgenticGRPOConfig, AgenticGRPOTrainer, AgenticTrainer, GAGPOConfig, GAGPOTrainer
+from trl_agentic.loss import turn_lengths
 from trl_agentic.rollout.engines import Request, Sampling, TransformersEngine
 
 
@@ -108,26 +109,12 @@ def test_weights_that_did_not_change_are_not_sent_again(tiny_model_dir: Callable
         assert generation.syncs == 4
 
 
-@pytest.mark.parametrize(
-    ("mode", "expected"),
-    [
-        # Differences log 2, -log 4, (masked), NaN in row 0; log 8 in row 1; bounds 0.5 and 3.
-        ("token_truncate", [[2.0, 0.5, 1.0, 1.0], [3.0, 1.0, 1.0, 1.0]]),
-        ("token_mask", [[2.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0]]),
-        ("sequence_truncate", [[0.5], [3.0]]),
-        ("sequence_mask", [[0.5], [0.0]]),
-    ],
-)
-def test_the_correction_by_hand(
-    mode: str, expected: list[list[float]], tiny_model_dir: Callable[..., Path], tmp_path: Path
-):
-    args = small_config(
-        GAGPOConfig, tmp_path, vllm_importance_sampling_mode=mode, vllm_importance_sampling_clip_min=0.5
-    )
-    trainer = GAGPOTrainer(str(tiny_model_dir()), args=args, train_dataset=tasks(), environment_factory=Corridor)
-    old = torch.tensor([[2.0, 0.25, 9.0, 1.0], [8.0, 1.0, 1.0, 1.0]]).log()
-    sampling = torch.tensor([[0.0, 0.0, 0.0, math.nan], [0.0] * 4])
-    mask = torch.tensor([[1, 1, 0, 1], [1, 1, 0, 0]])
-    ratio = trainer._engine_correction("train", old, sampling, mask)
-    torch.testing.assert_close(ratio, torch.tensor(expected))
-    assert trainer._metrics["train"]["sampling/sampling_logp_difference/max"] == pytest.approx([math.log(8)])
+def test_a_turn_has_one_correction(tiny_model_dir: Callable[..., Path], tmp_path: Path):
+    """Told log-probabilities are 0.01 too low each, so a turn of n tokens weighs exp(0.01 n)."""
+    changes = {"vllm_importance_sampling_mode": "turn_truncate", "num_iterations": 2}
+    trainer, _ = trained(tiny_model_dir(), tmp_path, shift=-0.01, max_steps=1, **changes)
+    for batch in trainer._buffered_inputs[0]:
+        mask = batch["tool_mask"].bool()
+        expected = (0.01 * turn_lengths(mask, batch["turn_ids"])).exp()
+        torch.testing.assert_close(batch["importance_sampling_ratio"][mask], expected[mask], rtol=1e-3, atol=0)
+        assert expected.max() > 1.05

@@ -9,7 +9,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_ge
 from trl.trainer.utils import pad, use_adapter
 
 from trl_agentic.environments.tools import ToolEnvironment
-from trl_agentic.loss import aggregate, clipped_surrogate, count_turns, importance_ratio
+from trl_agentic.loss import aggregate, clipped_surrogate, count_turns, engine_correction, importance_ratio
+from trl_agentic.micro_batches import cut_by_rows, cut_by_tokens, split_to, take_rows
 from trl_agentic.rollout.chat import ChatRenderer
 from trl_agentic.rollout.context import Row, trajectory_rows
 from trl_agentic.rollout.engines import Engine, Sampling, TransformersEngine, TRLVLLMEngine
@@ -91,6 +92,7 @@ class AgenticTrainer(GRPOTrainer):
     _name = "Agentic"
     _paper: dict[str, str] = {}
     _last_loaded_step: int  # of TRL: the step whose weights vLLM has
+    _buffered_inputs: list[list[dict[str, Tensor]]] | None  # of TRL: what it trains on until the next generation
 
     def __init__(
         self,
@@ -162,6 +164,7 @@ class AgenticTrainer(GRPOTrainer):
         self._trajectory_log = TrajectoryLog(Path(args.output_dir) / "trajectories", args.save_trajectories_steps)
         self.add_callback(self._trajectory_log)
         self._episodes: dict[str, list[EpisodeSummary]] = {"train": [], "eval": []}
+        self._token_sums: dict[str, dict[str, tuple[float, float]]] = {"train": {}, "eval": {}}
         weakref.finalize(self, self.environment_pool.close)
         self._check_first_prompt(first_rows[0])
         for table in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
@@ -272,6 +275,13 @@ class AgenticTrainer(GRPOTrainer):
                 f"(`max_turn_tokens`), but the context holds {self.budgets.max_context} (`max_context_length`). "
                 "Shorten the prompt, lower `max_turn_tokens` or raise `max_context_length`."
             )
+        budget = self.args.max_tokens_per_micro_batch
+        if budget is not None and length + self.budgets.max_turn_tokens > budget:
+            raise ValueError(
+                f"`max_tokens_per_micro_batch` is {budget}, but the first prompt has {length} tokens and a turn may "
+                f"have {self.budgets.max_turn_tokens} (`max_turn_tokens`). A rollout may grow to "
+                f"{min(length + self.budgets.max_rollout_tokens, self.budgets.max_context)} tokens: set it to that."
+            )
 
     # Rollouts
 
@@ -321,8 +331,11 @@ class AgenticTrainer(GRPOTrainer):
         return super().evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in TRL; the metrics of episodes are means over all of them since the last log, not means of means."""
+        """As in TRL; metrics of episodes and of our loss are means over all since the last log, not means of means."""
         mode = "train" if self.model.training else "eval"
+        for name, (total, tokens) in self._token_sums[mode].items():
+            self._metrics[mode][name] = [total / max(tokens, 1.0)]
+        self._token_sums[mode].clear()
         if self._episodes[mode]:
             for name, value in episode_metrics(self._episodes[mode]).items():
                 self._metrics[mode][name] = [value]
@@ -449,10 +462,69 @@ class AgenticTrainer(GRPOTrainer):
         first = self.accelerator.process_index * count
         return slice(first, first + count)
 
-    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Tensor]:
-        """TRL's next micro-batch, without the columns that are padding in all of its rows."""
-        inputs = super()._prepare_inputs(generation_batch)
-        return inputs if self.pad_to_multiple_of else _trim(inputs)
+    def _prepare_inputs(self, generation_batch: Any) -> list[dict[str, Tensor]]:
+        """Micro-batches of the next accumulation step, or of a whole evaluation batch. Generates when TRL would."""
+        if not self.model.training:
+            rows = self._generate_and_score_completions(generation_batch)
+            return self._micro_batches("eval", rows, list(range(len(rows["rollout"]))), steps=1)[0]
+        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
+            rows = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = self._accumulation_steps(rows)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _accumulation_steps(self, rows: dict[str, Tensor]) -> list[list[dict[str, Tensor]]]:
+        """`steps_per_generation` lists of micro-batches. Which optimizer step a rollout is for is drawn, as in TRL."""
+        per_update = math.gcd(self.args.steps_per_generation, self.args.gradient_accumulation_steps)
+        of_rollout: dict[int, list[int]] = {}
+        for row, rollout in enumerate(rows["rollout"].tolist()):
+            of_rollout.setdefault(rollout, []).append(row)
+        order = torch.randperm(len(of_rollout))  # TRL's shuffle: the same numbers are drawn
+        steps = []
+        for rollouts in order.chunk(self.args.steps_per_generation // per_update):
+            index = [row for rollout in rollouts.tolist() for row in of_rollout[rollout]]
+            steps += self._micro_batches("train", rows, index, per_update)
+        return steps
+
+    def _micro_batches(
+        self, mode: str, rows: dict[str, Tensor], index: list[int], steps: int
+    ) -> list[list[dict[str, Tensor]]]:
+        """The rows of `index`, cut into micro-batches for `steps` steps; equally many on every process."""
+        multiple = self.pad_to_multiple_of or 1
+        tokens = rows["prompt_mask"].sum(1) + rows["completion_mask"].sum(1)
+        lengths = [-(-length // multiple) * multiple for length in tokens.tolist()]
+        budget = self.args.max_tokens_per_micro_batch
+        if budget is None:
+            size = self.args.per_device_train_batch_size if mode == "train" else self.args.per_device_eval_batch_size
+            parts = cut_by_rows(sorted(index, key=lambda row: -lengths[row]) if self._may_sort else index, size)
+        else:
+            self._check_longest_row(max(lengths), budget)
+            parts = cut_by_tokens(index, lengths, budget)
+        counts = self.accelerator.gather(torch.tensor([len(parts)], device=self.accelerator.device))
+        count = max(steps, int(counts.max()))
+        batches = [take_rows(rows, part, multiple) for part in split_to(parts, lengths, count)]
+        self._add_frozen_logps(mode, batches)
+        cut = [batches[step * count // steps : (step + 1) * count // steps] for step in range(steps)]
+        for step in cut:
+            for batch in step:
+                batch["num_micro_batches"] = torch.tensor(len(step), device=self.accelerator.device)
+        return cut
+
+    @property
+    def _may_sort(self) -> bool:
+        """Whether rows of like length may share a micro-batch: not if the loss has a mean over each micro-batch."""
+        entropy = self.args.entropy_coef != 0.0 or self.args.use_adaptive_entropy or self.args.top_entropy_quantile < 1
+        return self.loss_type != "bnpo" and not entropy and not self.aux_loss_enabled
+
+    def _check_longest_row(self, longest: int, budget: int) -> None:
+        """Fails on every process if a row of any of them is longer than a micro-batch may be."""
+        here = torch.tensor([longest], device=self.accelerator.device)
+        longest = int(self.accelerator.gather(here).max())
+        if longest > budget:
+            raise ValueError(
+                f"`max_tokens_per_micro_batch` is {budget}, but a training row has {longest} tokens. Set it to at "
+                f"least {longest}, or to {self.budgets.max_context}, the longest that the context allows; or lower "
+                f"`max_completion_length` ({self.args.max_completion_length})."
+            )
 
     def _rollout_seeds(self, mode: str, count: int) -> list[int]:
         """A seed for each local rollout, by its place in the global batch: the same however processes share it."""
@@ -521,7 +593,7 @@ class AgenticTrainer(GRPOTrainer):
     def _training_rows(
         self, mode: str, trajectories: list[Trajectory], advantages: Tensor, clip_scales: Tensor | None
     ) -> dict[str, Tensor]:
-        """Padded tensors of the local rows, log-probabilities of old and reference policy included."""
+        """Padded tensors of the local rows."""
         device = self.accelerator.device
         rows = [row for i, trajectory in enumerate(trajectories) for row in self._rows(trajectory, i)]
         prompt_ids = self._pad([row.prompt_ids for row in rows], "left", self._tokenizer.pad_token_id)
@@ -530,9 +602,12 @@ class AgenticTrainer(GRPOTrainer):
         completion_mask = self._pad([[1] * len(row.completion_ids) for row in rows], "right", 0)
         turn_ids = self._pad([row.turn_ids for row in rows], "right", -1)
         tool_mask = (turn_ids >= 0).long()
-        index = torch.tensor([row.rollout for row in rows])
-        token_advantages = spread_to_tokens(advantages.to(torch.float32)[index].to(device), turn_ids)
+        index = torch.tensor([row.rollout for row in rows], device=device)
+        sampled = tool_mask.sum(1)
+        token_advantages = spread_to_tokens(advantages.to(device, torch.float32)[index], turn_ids)
         output = {
+            "rollout": index,
+            "rollout_tokens": torch.zeros_like(sampled).index_add(0, index, sampled)[index],
             "prompt_ids": prompt_ids,
             "prompt_mask": prompt_mask,
             "completion_ids": completion_ids,
@@ -541,17 +616,15 @@ class AgenticTrainer(GRPOTrainer):
             "turn_ids": turn_ids,
             "rollout_ids": index.to(device),
             "advantages": token_advantages,
+            "num_rollouts_in_batch": torch.tensor(len(trajectories) * self.accelerator.num_processes, device=device),
             "num_items_in_batch": self.accelerator.gather(tool_mask.sum()).sum(),
             "num_turns_in_batch": self.accelerator.gather(count_turns(tool_mask, turn_ids)).sum(),
         }
         if clip_scales is not None:
             output["clip_scales"] = spread_to_tokens(clip_scales.to(torch.float32)[index].to(device), turn_ids, 1.0)
-        sampling_logps = None
         logprobs = [row.logprobs for row in rows if row.logprobs is not None]
         if len(logprobs) == len(rows):
-            sampling_logps = self._pad(logprobs, "right", 0.0)
-            output["sampling_per_token_logps"] = sampling_logps
-        output |= self._frozen_logps(mode, output, sampling_logps)
+            output["sampling_per_token_logps"] = self._pad(logprobs, "right", 0.0)
         tokens = int(self.accelerator.gather((prompt_mask.sum() + completion_mask.sum()).reshape(1)).sum())
         if mode == "train":
             self.state.num_input_tokens_seen += tokens
@@ -577,31 +650,31 @@ class AgenticTrainer(GRPOTrainer):
         padded = pad(tensors, padding_value=value, padding_side=side, pad_to_multiple_of=self.pad_to_multiple_of)
         return padded.to(self.accelerator.device)
 
-    def _frozen_logps(self, mode: str, rows: dict[str, Tensor], sampling_logps: Tensor | None) -> dict[str, Tensor]:
+    def _add_frozen_logps(self, mode: str, batches: list[dict[str, Tensor]]) -> None:
         """Log-probabilities that no gradient flows through: those of the old and of the reference policy."""
-        output: dict[str, Tensor] = {}
-        ids = torch.cat([rows["prompt_ids"], rows["completion_ids"]], dim=1)
-        mask = torch.cat([rows["prompt_mask"], rows["completion_mask"]], dim=1)
-        keep = rows["completion_ids"].size(1)
-        size = self.args.per_device_train_batch_size if mode == "train" else self.args.per_device_eval_batch_size
         correct = self.use_vllm and self.vllm_importance_sampling_correction and mode == "train"
         # If every optimizer step follows its own generation, the old policy is the current one.
         stale = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) != 0
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             if stale or correct:
-                logps, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, mask, keep, batch_size=size)
-                output["old_per_token_logps"] = logps
+                for batch in batches:
+                    batch["old_per_token_logps"] = self._token_logps(self.model, batch)[0]
             if self.beta != 0.0:
                 with self._reference_model() as reference:
-                    logps, _, _ = self._get_per_token_logps_and_entropies(reference, ids, mask, keep, batch_size=size)
-                output["ref_per_token_logps"] = logps
+                    for batch in batches:
+                        batch["ref_per_token_logps"] = self._token_logps(reference, batch)[0]
         if self.use_vllm and mode == "eval":  # evaluation may sample at another temperature: nothing to correct
-            output["importance_sampling_ratio"] = torch.ones_like(rows["tool_mask"], dtype=torch.float32)
-        if correct and sampling_logps is not None:
-            output["importance_sampling_ratio"] = self._engine_correction(
-                mode, output["old_per_token_logps"], sampling_logps, rows["tool_mask"]
-            )
-        return output
+            for batch in batches:
+                batch["importance_sampling_ratio"] = torch.ones_like(batch["tool_mask"], dtype=torch.float32)
+        if correct and "sampling_per_token_logps" in batches[0]:
+            self._add_engine_correction(mode, batches)
+
+    def _token_logps(self, model: Any, batch: dict[str, Tensor], **options: bool) -> tuple[Tensor, Any, Any]:
+        """Log-probability of each completion token (n, c), and what `options` of TRL's method ask for beside it."""
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        keep = batch["completion_ids"].size(1)
+        return self._get_per_token_logps_and_entropies(model, ids, mask, keep, **options)
 
     @contextmanager
     def _reference_model(self) -> Iterator[Any]:
@@ -613,49 +686,62 @@ class AgenticTrainer(GRPOTrainer):
         with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
             yield self.model
 
-    def _engine_correction(self, mode: str, old: Tensor, sampling: Tensor, mask: Tensor) -> Tensor:
-        """Weight of each token for the mismatch between the engine and the model, as TRL computes it.
-
-        A token whose sampling log-probability is NaN is not corrected.
-        """
-        difference = torch.nan_to_num((old - sampling) * mask, nan=0.0)
-        known = mask.bool() & ~torch.isnan(sampling)
-        gaps = torch.cat([(old - sampling)[known].abs(), torch.zeros(1, device=old.device)])
-        largest = self.accelerator.gather(gaps.max().reshape(1)).max().item()
-        self._metrics[mode]["sampling/sampling_logp_difference/max"].append(largest)
+    def _add_engine_correction(self, mode: str, batches: list[dict[str, Tensor]]) -> None:
+        """Weight of each token for the mismatch between the engine and the model."""
         level, form = self.vllm_importance_sampling_mode.split("_")
-        if level == "sequence":
-            difference = difference.sum(dim=1, keepdim=True)
-        ratio = difference.exp()
         low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
-        if form == "truncate":
-            ratio = ratio.clamp(min=low, max=high)
-        else:
-            outside = torch.zeros_like(ratio, dtype=torch.bool)
-            outside |= ratio < low if low is not None else outside
-            outside |= ratio > high if high is not None else outside
-            ratio = ratio.masked_fill(outside, 0.0)
-        counted = ratio.flatten() if level == "sequence" else ratio[mask.bool()]
-        sums = torch.stack([counted.sum(), torch.full_like(counted.sum(), len(counted))])
-        sums = self.accelerator.reduce(sums, reduction="sum")
-        self._metrics[mode]["sampling/importance_sampling_ratio/mean"].append((sums[0] / sums[1].clamp(min=1)).item())
-        return ratio
+        largest, total, tokens = 0.0, 0.0, 0.0
+        for batch in batches:
+            mask = batch["tool_mask"].bool()
+            gap = batch["old_per_token_logps"] - batch["sampling_per_token_logps"]
+            weight = engine_correction(gap, mask, batch["turn_ids"], level, form, low, high)
+            batch["importance_sampling_ratio"] = weight
+            largest = max(largest, torch.where(mask, gap, 0.0).nan_to_num().abs().max().item())
+            total, tokens = total + (weight * mask).sum().item(), tokens + mask.sum().item()
+        stats = self.accelerator.gather(torch.tensor([[largest, total, tokens]], device=self.accelerator.device))
+        self._metrics[mode]["sampling/sampling_logp_difference/max"].append(stats[:, 0].max().item())
+        mean = (stats[:, 1].sum() / stats[:, 2].sum().clamp(min=1)).item()
+        self._metrics[mode]["sampling/importance_sampling_ratio/mean"].append(mean)
 
     # Loss
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: list[dict[str, Tensor]],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """Loss of an accumulation step. All micro-batches but the last are propagated back here, one at a time."""
+        *others, last = inputs
+        before = torch.zeros((), device=self.accelerator.device)
+        for batch in others:
+            with self._no_update(model):
+                loss = super().compute_loss(model, batch, return_outputs)
+                if loss.requires_grad:
+                    scaled = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}  # as transformers does
+                    self.accelerator.backward(loss, **scaled)
+            before += loss.detach()
+        return super().compute_loss(model, last, return_outputs) + before
+
+    @contextmanager
+    def _no_update(self, model: Any) -> Iterator[None]:
+        """A backward pass whose gradients stay here: neither an exchange nor an optimizer step follows it."""
+        synced = self.accelerator.sync_gradients
+        self.accelerator.sync_gradients = False  # where DeepSpeed sees it, it takes its step
+        try:
+            # Gradients that were not exchanged are not sharded either: with FSDP it is better to exchange them.
+            with nullcontext() if self._dist.is_fsdp else self.accelerator.no_sync(model):
+                yield
+        finally:
+            self.accelerator.sync_gradients = synced
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         if not self.args.uses_turn_loss:
             return super()._compute_loss(model, inputs)
-        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-        attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         mask, turn_ids = inputs["tool_mask"], inputs["turn_ids"]
-        logps, entropies, aux_loss = self._get_per_token_logps_and_entropies(
-            model,
-            ids,
-            attention_mask,
-            mask.size(1),
-            compute_entropy=True,
-            compute_aux_loss=self.aux_loss_enabled,
+        logps, entropies, aux_loss = self._token_logps(
+            model, inputs, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
         )
         old_logps = inputs.get("old_per_token_logps", logps.detach())
         ratio = importance_ratio(logps - old_logps, mask, turn_ids, level=self.importance_sampling_level)
@@ -683,32 +769,39 @@ class AgenticTrainer(GRPOTrainer):
             self._trajectory_log.note_ratios(inputs["rollout_ids"], turn_ids, ratio, is_clipped)
         loss = self._aggregate(per_token_loss, inputs, mode)
         if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * aux_loss / self._windows(mode)
+            passes = inputs["num_micro_batches"] * (self.current_gradient_accumulation_steps if mode == "train" else 1)
+            loss = loss + self.router_aux_loss_coef * aux_loss / passes
         self._log_token_means(mode, to_log, mask)
         return loss
 
     def _aggregate(self, per_token_loss: Tensor, inputs: dict[str, Tensor], mode: str) -> Tensor:
         """Mean over the accumulation window, as DDP's mean over processes wants it: each adds its share of the sum."""
-        mask, turn_ids = inputs["tool_mask"], inputs["turn_ids"]
-        if self.loss_type == "grpo":
-            return aggregate(per_token_loss, mask, "rollout", normalizer=mask.size(0) * self._windows(mode))
-        level, name = ("turn", "num_turns_in_batch") if self.loss_type == "turn" else ("token", "num_items_in_batch")
+        level, normalizer = {
+            "grpo": ("rollout", "num_rollouts_in_batch"),
+            "turn": ("turn", "num_turns_in_batch"),
+            "dapo": ("token", "num_items_in_batch"),
+        }[self.loss_type]
         share = self.accelerator.num_processes
         if mode == "train":  # the number is that of the generation batch, which may serve several optimizer steps
             share = share * self.args.steps_per_generation / self.current_gradient_accumulation_steps
-        return share * aggregate(per_token_loss, mask, level, turn_ids, normalizer=inputs[name])
-
-    def _windows(self, mode: str) -> int:
-        return self.current_gradient_accumulation_steps if mode == "train" else 1
+        return share * aggregate(
+            per_token_loss,
+            inputs["tool_mask"],
+            level,
+            inputs["turn_ids"],
+            rollout_lengths=inputs["rollout_tokens"],
+            normalizer=inputs[normalizer],
+        )
 
     # Metrics
 
     def _log_token_means(self, mode: str, values: dict[str, Tensor], mask: Tensor) -> None:
-        """Means over the sampled tokens of all processes, in one reduction."""
+        """Sums over the sampled tokens of all processes, in one reduction; `log` makes means of them."""
         sums = [(value.detach() * mask).sum().float() for value in values.values()]
-        totals = self.accelerator.reduce(torch.stack([*sums, mask.sum().float()]), reduction="sum")
-        for name, total in zip(values, totals[:-1].tolist(), strict=True):
-            self._metrics[mode][name].append(total / max(totals[-1].item(), 1.0))
+        totals = self.accelerator.reduce(torch.stack([*sums, mask.sum().float()]), reduction="sum").tolist()
+        for name, total in zip(values, totals[:-1], strict=True):
+            known, tokens = self._token_sums[mode].get(name, (0.0, 0.0))
+            self._token_sums[mode][name] = known + total, tokens + totals[-1]
 
     def _log_rollouts(
         self,
@@ -781,19 +874,6 @@ def _check_not_all_failed(errors: list[str | None]) -> None:
     """Some failed rollouts cost themselves alone; if all fail, something is wrong that waiting will not mend."""
     if errors and None not in errors:
         raise RuntimeError(f"All {len(errors)} rollouts failed. The first error:\n{errors[0]}")
-
-
-def _trim(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drops the columns right of all completions. Those left of the prompts stay: positions may count from there."""
-    completions = inputs["completion_mask"]
-    width = completions.size(1)
-    end = width - int((completions.sum(0) == 0).flip(0).long().cumprod(0).sum())
-    return {
-        name: value[:, :end]
-        if value.dim() == 2 and value.size(1) == width and name not in ("prompt_ids", "prompt_mask")
-        else value
-        for name, value in inputs.items()
-    }
 
 
 def _completion(trajectory: Trajectory, observation_role: str) -> list[dict[str, str]]:

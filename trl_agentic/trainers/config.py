@@ -36,6 +36,10 @@ class AgenticConfig(GRPOConfig):
             Temperature of evaluation rollouts, `0` for greedy decoding. If `None`, `temperature`.
         save_trajectories_steps (`int`, *optional*, defaults to `0`):
             Steps from one file of training rollouts in `output_dir/trajectories` to the next; `0` saves none.
+        max_tokens_per_micro_batch (`int`, *optional*):
+            Token positions, padding included, that one forward pass of training or evaluation may compute: what bounds
+            its memory. Rows of like length are put together, and an accumulation step makes as many passes as it
+            needs; the optimizer steps stay the same. If `None`, a pass takes `per_device_train_batch_size` rows.
 
     """
 
@@ -46,8 +50,9 @@ class AgenticConfig(GRPOConfig):
     vllm_importance_sampling_mode: str = field(
         default="token_truncate",
         metadata={
-            "help": "How the mismatch between vLLM and the trained model is corrected. The whole-sequence forms mask "
-            "out long rollouts, so the token form is the default here."
+            "help": "How the mismatch between vLLM and the trained model is corrected: one of TRL's modes, or "
+            "`turn_truncate` or `turn_mask`, where a turn's tokens share the product of their weights. The "
+            "whole-sequence forms mask out long rollouts, so the token form is the default here."
         },
     )
     max_turns: int = field(default=50, metadata={"help": "Turns that a rollout may take."})
@@ -77,12 +82,20 @@ class AgenticConfig(GRPOConfig):
         default=0,
         metadata={"help": "Steps from one file of training rollouts in `output_dir/trajectories` to the next."},
     )
+    max_tokens_per_micro_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Token positions, padding included, that one forward pass may compute. If `None`, a pass takes "
+            "`per_device_train_batch_size` rows."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_turns", "max_turn_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("max_turns", "max_turn_tokens", "max_tokens_per_micro_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if self.max_completion_length is None:
             raise ValueError("`max_completion_length` must be a number of tokens: it is the budget of a rollout.")
         if self.max_turn_tokens > self.max_completion_length:
@@ -101,6 +114,12 @@ class AgenticConfig(GRPOConfig):
             raise ValueError(
                 "`importance_sampling_level` must be 'token', 'turn' or 'sequence', got "
                 f"{self.importance_sampling_level!r}."
+            )
+        modes = [f"{level}_{form}" for level in ("token", "turn", "sequence") for form in ("truncate", "mask")]
+        if self.vllm_importance_sampling_mode not in modes:
+            raise ValueError(
+                f"`vllm_importance_sampling_mode` must be one of {', '.join(modes)}, got "
+                f"{self.vllm_importance_sampling_mode!r}."
             )
         for name, off, instead in (
             ("multi_objective_aggregation", "sum_then_normalize", "All rewards of an episode are added up."),
@@ -144,14 +163,24 @@ class AgenticConfig(GRPOConfig):
 
     @property
     def uses_turn_loss(self) -> bool:
-        """Whether the loss is this package's; token and sequence ratios with TRL's aggregation use TRL's."""
-        return self.importance_sampling_level == "turn" or self.loss_type == "turn"
+        """Whether the loss is this package's. TRL's aggregations mostly need micro-batches of equally many rows."""
+        return self._turn_loss_reason is not None
+
+    @property
+    def _turn_loss_reason(self) -> str | None:
+        if self.importance_sampling_level == "turn":
+            return "importance_sampling_level='turn'"
+        if self.loss_type == "turn":
+            return "loss_type='turn'"
+        if self.max_tokens_per_micro_batch is not None:
+            return f"max_tokens_per_micro_batch={self.max_tokens_per_micro_batch}"
+        return None
 
     def _check_turn_loss(self) -> None:
         if self.loss_type not in TURN_LOSS_TYPES:
             raise ValueError(
-                f"`loss_type={self.loss_type!r}` has no turn-level form. With `importance_sampling_level='turn'` use "
-                f"one of {', '.join(TURN_LOSS_TYPES)}."
+                f"`loss_type={self.loss_type!r}` has no form that fits `{self._turn_loss_reason}`. Use one of "
+                f"{', '.join(TURN_LOSS_TYPES)}."
             )
         for name, off in (
             ("delta", None),
@@ -162,6 +191,7 @@ class AgenticConfig(GRPOConfig):
         ):
             if getattr(self, name) != off:
                 raise ValueError(
-                    f"`{name}` is not supported by the turn-level loss. Leave it at {off}, or set "
-                    "`importance_sampling_level='token'` with one of TRL's loss types."
+                    f"`{name}` is not supported with `{self._turn_loss_reason}`. Leave it at {off}, or use "
+                    "`importance_sampling_level='token'`, one of TRL's loss types and "
+                    "`max_tokens_per_micro_batch=None`."
                 )

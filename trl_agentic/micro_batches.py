@@ -1,0 +1,129 @@
+"""Which rows are computed together, and how they are laid out. Numbers and tensors in, tensors out.
+
+A forward pass computes (rows) x (longest row) positions, padding included. The loss is a sum over rows with a global
+normaliser, so the update does not depend on how rows are cut into micro-batches; time and memory do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+# What stands where a row has nothing; 0 for all other keys.
+_FILL = {"turn_ids": -1}
+
+
+def cut_by_rows(order: Sequence[int], max_rows: int) -> list[list[int]]:
+    """Micro-batches of `max_rows` rows (the last may have fewer) in the order given.
+
+    Args:
+        order: numbers of the rows.
+        max_rows: rows of a micro-batch.
+    """
+    return [list(order[start : start + max_rows]) for start in range(0, len(order), max_rows)]
+
+
+def cut_by_tokens(order: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Micro-batches of at most `max_tokens` positions each, padding included: long rows first, like beside like.
+
+    Args:
+        order: numbers of the rows.
+        lengths: tokens of each row, by its number.
+        max_tokens: the most positions of a micro-batch.
+
+    Raises:
+        ValueError: a row alone is longer than `max_tokens`.
+    """
+    parts: list[list[int]] = []
+    for row in sorted(order, key=lambda row: -lengths[row]):
+        if lengths[row] > max_tokens:
+            raise ValueError(f"Row {row} has {lengths[row]} tokens: more than max_tokens ({max_tokens}).")
+        if parts and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= max_tokens:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return parts
+
+
+def split_to(parts: Sequence[Sequence[int]], lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Halves the largest micro-batches until there are `count`; empty ones are added when no rows are left to split.
+
+    Args:
+        parts: micro-batches as numbers of rows.
+        lengths: tokens of each row, by its number.
+        count: how many there must be, at least `len(parts)`.
+    """
+    split = [list(part) for part in parts]
+    while len(split) < count:
+        sizes = [padded_tokens([part], lengths) if len(part) > 1 else 0 for part in split]
+        largest = max(range(len(split)), key=sizes.__getitem__, default=-1)
+        if largest < 0 or sizes[largest] == 0:
+            split.append([])
+        else:
+            half = len(split[largest]) // 2
+            split[largest : largest + 1] = [split[largest][:half], split[largest][half:]]
+    return split
+
+
+def padded_tokens(parts: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:
+    """Positions that the forward passes over these micro-batches compute.
+
+    Args:
+        parts: micro-batches as numbers of rows.
+        lengths: tokens of each row, by its number.
+    """
+    return sum(len(part) * max((lengths[row] for row in part), default=0) for part in parts)
+
+
+def take_rows(rows: dict[str, Tensor], part: Sequence[int], multiple: int = 1) -> dict[str, Tensor]:
+    """A micro-batch as tensors, without the padding that these rows do not need.
+
+    All rows begin in the first column, so that positions are those of sampling and the width is that of the longest
+    row. The columns are cut into prompt and completion where the shortest prompt ends: the rest of a longer prompt
+    stands among the completions, outside `tool_mask`.
+
+    Args:
+        rows: `prompt_ids`, `prompt_mask` of shape (N, P), left-padded; `completion_ids`, `completion_mask` of shape
+            (N, C), right-padded; and any keys of shape (N, C), (N,) or ().
+        part: numbers of the n rows to take. If there are none, the shortest row is taken with no token in the loss.
+        multiple: the width is rounded up to a multiple of it.
+
+    Returns:
+        The same keys: prompts of shape (n, p), completions and all other (N, C) keys of shape (n, c), with p the
+        shortest prompt and p + c the longest row.
+    """
+    if not part:
+        lengths = rows["prompt_mask"].sum(1) + rows["completion_mask"].sum(1)
+        filler = take_rows(rows, [int(lengths.argmin())], multiple)
+        nothing = {"tool_mask": 0, "turn_ids": -1}
+        return filler | {key: torch.full_like(filler[key], nothing[key]) for key in nothing if key in filler}
+    prompt_width, completion_width = rows["prompt_ids"].size(1), rows["completion_ids"].size(1)
+    index = torch.tensor(part, device=rows["prompt_ids"].device)
+    prompts = rows["prompt_mask"][index].sum(1)
+    lengths = prompts + rows["completion_mask"][index].sum(1)
+    first, width = int(prompts.min()), -(-int(lengths.max()) // multiple) * multiple
+    # The column, in [prompts | completions | one column of nothing], that each new column shows.
+    columns = (prompt_width - prompts)[:, None] + torch.arange(width, device=index.device)
+    columns = columns.clamp(max=prompt_width + completion_width)
+
+    def flush(name: str, prompt: Tensor | None, completion: Tensor) -> Tensor:
+        value = pad(completion[index], (prompt_width if prompt is None else 0, 1), value=_FILL.get(name, 0))
+        if prompt is not None:
+            value = torch.cat([prompt[index], value], dim=1)
+        return value.gather(1, columns)
+
+    taken = {}
+    for kind in ("ids", "mask"):
+        value = flush(kind, rows[f"prompt_{kind}"], rows[f"completion_{kind}"])
+        taken[f"prompt_{kind}"], taken[f"completion_{kind}"] = value[:, :first], value[:, first:]
+    for name, value in rows.items():
+        if name not in taken:
+            if value.dim() == 2:
+                taken[name] = flush(name, None, value)[:, first:]
+            else:
+                taken[name] = value[index] if value.dim() else value
+    return taken
