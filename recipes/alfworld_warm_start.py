@@ -12,10 +12,13 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -27,7 +30,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
-    TrainerCallback,
     set_seed,
 )
 from trl import SFTConfig, SFTTrainer, TrlParser
@@ -49,12 +51,12 @@ SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>
 WORDS = r" ?\p{L}+| ?\p{N}+|\s+|[^\s\p{L}\p{N}]"
 TRAINING: dict[str, Any] = {
     "per_device_train_batch_size": 16,
-    "num_train_epochs": 2,
-    "learning_rate": 2e-3,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 100,
+    "num_train_epochs": 1,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 50,
+    "adam_beta2": 0.99,
     "max_length": None,
-    "train_sampling_strategy": "group_by_length",
+    "train_sampling_strategy": "sequential",
     "gradient_checkpointing": False,
     "bf16": False,
     "save_strategy": "no",
@@ -64,17 +66,25 @@ TRAINING: dict[str, Any] = {
 }
 
 
+class Course(NamedTuple):
+    """One of the courses that make the policy, each on games of its own."""
+
+    name: str
+    games: int
+    learning_rate: float
+    noise: float
+    idle: float = 0.0
+    observations: bool = False  # in the loss, too
+
+
 @dataclass
 class WarmStartArguments:
     """
     Parameters:
-        demonstrations (`int`, *optional*, defaults to `12000`):
-            Games that the expert plays.
-        noise (`float`, *optional*, defaults to `0.15`):
-            Probability of a wrong move before a step of the expert.
-        stop_at (`int`, *optional*, defaults to `1000`):
-            Update after which training stops, before its schedule ends: a policy that imitates perfectly leaves
-            nothing to learn.
+        scale (`float`, *optional*, defaults to `1.0`):
+            Factor of the number of games in each course.
+        idle (`float`, *optional*, defaults to `0.6`):
+            Share of the moves that only look, in the play of the last course.
         hidden_size (`int`, *optional*, defaults to `192`):
             Width of the model.
         num_layers (`int`, *optional*, defaults to `4`):
@@ -83,12 +93,24 @@ class WarmStartArguments:
             Unseen games that the result is evaluated on.
     """
 
-    demonstrations: int = field(default=12000, metadata={"help": "Games that the expert plays."})
-    noise: float = field(default=0.15, metadata={"help": "Probability of a wrong move before a step of the expert."})
-    stop_at: int = field(default=1000, metadata={"help": "Update after which training stops."})
+    scale: float = field(default=1.0, metadata={"help": "Factor of the number of games in each course."})
+    idle: float = field(default=0.6, metadata={"help": "Share of moves that only look, in the last course."})
     hidden_size: int = field(default=192, metadata={"help": "Width of the model."})
     num_layers: int = field(default=4, metadata={"help": "Depth of the model."})
     eval_games: int = field(default=134, metadata={"help": "Unseen games that the result is evaluated on."})
+
+    def courses(self) -> list[Course]:
+        """Copying, acting, hesitating.
+
+        Observations repeat names all the time: predicting them teaches a small model to copy, which it needs before it
+        can name what it sees in an action. Then the loss is on actions alone. The last course is short and imitates a
+        player who hesitates: a habit that imitation keeps and that reinforcement learning finds useless.
+        """
+        return [
+            Course("copying", round(16000 * self.scale), 2e-3, noise=0.15, observations=True),
+            Course("acting", round(12800 * self.scale), 1e-3, noise=0.1),
+            Course("hesitating", round(1600 * self.scale), 5e-4, noise=0.1, idle=self.idle),
+        ]
 
 
 def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -139,18 +161,24 @@ def build_model(tokenizer: PreTrainedTokenizerBase, hidden_size: int, num_layers
     return model
 
 
-def play_demonstrations(count: int, noise: float, seed: int) -> list[list[Step]]:
-    """Expert play on the first `count` generated training games."""
-    games = tqdm(range(count), desc="Demonstrations", unit="game")
-    return [demonstration(generate_game("train", i), random.Random(seed * count + i), noise) for i in games]
+def play(game: int, seed: int, course: Course) -> list[Step]:
+    """A demonstration on a generated training game."""
+    rng = random.Random(seed * 10**6 + game)
+    return demonstration(generate_game("train", game), rng, course.noise, course.idle)
 
 
-def training_rows(demonstrations: list[list[Step]], chat: ChatRenderer, end: int) -> Iterator[dict[str, list[int]]]:
-    """Token ids exactly as a rollout records them.
+def play_demonstrations(games: range, seed: int, course: Course) -> list[list[Step]]:
+    """Demonstrations on generated training games, made by all processors."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        made = pool.map(partial(play, seed=seed, course=course), games, chunksize=50)
+        return list(tqdm(made, f"Games for {course.name}", len(games), unit="game"))
 
-    The loss is on everything but wrong moves. Observations repeat names all the time: predicting them teaches a small
-    model to copy, which it needs before it can name what it sees in an action.
-    """
+
+def training_rows(
+    demonstrations: list[list[Step]], chat: ChatRenderer, end: int, observations: bool
+) -> Iterator[dict[str, list[int]]]:
+    """Token ids exactly as a rollout records them; the loss is on the actions, but for wrong moves, and on request on
+    the observations."""
     for steps in demonstrations:
         ids: list[int] = []
         labels: list[int] = []
@@ -162,19 +190,20 @@ def training_rows(demonstrations: list[list[Step]], chat: ChatRenderer, end: int
                 observed = chat.observation_ids([step.observation], ended=True)
             action = chat.encode_data(step.action) + [end]
             ids += observed + action
-            labels += observed + (action if step.is_expert else [-100] * len(action))
+            labels += observed if observations else [-100] * len(observed)
+            labels += action if step.imitate else [-100] * len(action)
         yield {"input_ids": ids, "labels": labels}
 
 
-class StopAt(TrainerCallback):
-    """Stops training after so many updates."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= self.step:
-            control.should_training_stop = True
+def by_length(rows: list[dict[str, list[int]]], batch: int, seed: int) -> list[dict[str, list[int]]]:
+    """The rows in batches of about equal length; a row moves by 50 batches at most."""
+    rng, ordered = random.Random(seed), []
+    for start in range(0, len(rows), 50 * batch):
+        near = sorted(rows[start : start + 50 * batch], key=lambda row: len(row["input_ids"]))
+        batches = [near[i : i + batch] for i in range(0, len(near), batch)]
+        rng.shuffle(batches)
+        ordered += [row for one in batches for row in one]
+    return ordered
 
 
 def sft_defaults(output_dir: str) -> SFTConfig:
@@ -187,33 +216,37 @@ def sft_defaults(output_dir: str) -> SFTConfig:
 def warm_start(arguments: WarmStartArguments, training: SFTConfig) -> Path:
     """Builds, trains and saves the policy; returns its folder."""
     set_seed(training.seed)
-    demonstrations = play_demonstrations(arguments.demonstrations, arguments.noise, training.seed)
-    texts = [text for steps in demonstrations[:2000] for step in steps for text in (step.observation, step.action)]
-    tokenizer = build_tokenizer(texts)
-    model = build_model(tokenizer, arguments.hidden_size, arguments.num_layers)
-    chat = ChatRenderer(tokenizer, [tokenizer.eos_token_id])
-    rows = Dataset.from_list(list(training_rows(demonstrations, chat, tokenizer.eos_token_id)))
-    trainer = SFTTrainer(
-        model=model,
-        args=training,
-        train_dataset=rows,
-        processing_class=tokenizer,
-        callbacks=[StopAt(arguments.stop_at)],
-    )
-    trainer.train()
     out = Path(training.output_dir)
+    model, first_game, losses = None, 0, {}
+    for course in arguments.courses():
+        games = range(first_game, first_game + course.games)
+        first_game += course.games
+        demonstrations = play_demonstrations(games, training.seed, course)
+        if model is None:
+            played = [step for steps in demonstrations[:2000] for step in steps]
+            tokenizer = build_tokenizer([text for step in played for text in (step.observation, step.action)])
+            model = build_model(tokenizer, arguments.hidden_size, arguments.num_layers)
+            chat = ChatRenderer(tokenizer, [tokenizer.eos_token_id])
+        rows = list(training_rows(demonstrations, chat, tokenizer.eos_token_id, course.observations))
+        course_training = copy(training)
+        course_training.learning_rate = course.learning_rate
+        trainer = SFTTrainer(
+            model=model,
+            args=course_training,
+            train_dataset=Dataset.from_list(by_length(rows, 16, training.seed)),
+            processing_class=tokenizer,
+        )
+        losses[course.name] = trainer.train().training_loss
+        model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.accelerator.is_main_process:
         # Half the size; the quickstart trains in float32 again.
-        trainer.accelerator.unwrap_model(trainer.model).to(torch.bfloat16).save_pretrained(out)
+        model.to(torch.bfloat16).save_pretrained(out)
         tokenizer.save_pretrained(out)
         made = {
             "script": "recipes/alfworld_warm_start.py",
             "seed": training.seed,
             **vars(arguments),
-            "bf16": training.bf16,
-            "updates": trainer.state.global_step,
-            "scheduled_updates": trainer.state.max_steps,
-            "final_loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1:],
+            "mean_loss": losses,
         }
         (out / "warm_start.json").write_text(json.dumps(made, indent=2) + "\n")
     trainer.accelerator.wait_for_everyone()

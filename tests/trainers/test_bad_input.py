@@ -281,7 +281,7 @@ def test_reward_weights_for_other_functions(tiny_model_dir: Model, tmp_path: Pat
         (A2TGPOConfig, {"information_gain_tokens": 0}, "`information_gain_tokens` must be at least 1"),
         (A2TGPOConfig, {"penalty_in_return": False}, "`penalty_in_return` must be True: A2TGPO"),
         (A2TGPOConfig, {"scale_rewards": "none"}, "`scale_rewards` has no effect on this rule"),
-        (A2TGPOConfig, {"loss_type": "bnpo"}, "`loss_type='bnpo'` has no turn-level form"),
+        (A2TGPOConfig, {"loss_type": "bnpo"}, "`loss_type='bnpo'` has no form that fits `importance_sampling_level='"),
         (IGPOConfig, {"gamma": -0.5}, r"`gamma` must lie in \[0, 1\], got -0.5"),
         (IGPOConfig, {"normalization": "both"}, "`normalization` must be one of joint, separate, got 'both'"),
         (IGPOConfig, {"penalty_in_return": False}, "`penalty_in_return` must be True: IGPO"),

@@ -212,7 +212,7 @@ def test_demonstration_without_noise_is_the_experts_play():
     steps = demonstration(game, random.Random(0), noise=0.0)
     assert len(steps) == play(game)[1]
     for step, state in replay(game, steps):
-        assert step.is_expert
+        assert step.imitate
         assert step.action in state.admissible_actions
 
 
@@ -223,8 +223,8 @@ def test_demonstration_marks_wrong_moves_and_recovers():
         steps = demonstration(game, random.Random(index), noise=0.3, max_steps=100)
         assert steps == demonstration(game, random.Random(index), noise=0.3, max_steps=100)
         for step, state in replay(game, steps):
-            assert step.action in state.admissible_actions or not step.is_expert
-            if not step.is_expert:
+            assert step.action in state.admissible_actions or not step.imitate
+            if not step.imitate:
                 refused += step.action not in state.admissible_actions
                 admitted += step.action in state.admissible_actions
     assert refused > 50
@@ -236,15 +236,31 @@ def test_demonstration_repeats_refused_moves_and_gives_later_ones_too_early():
     for index in range(40):
         steps = demonstration(generate_game("train", index), random.Random(index), noise=0.3, max_steps=100)
         for before, after in zip(steps, steps[1:], strict=False):
-            repeated += not before.is_expert and before.action == after.action and not after.is_expert
-        wrong = [step.action for step in steps if not step.is_expert]
+            repeated += not before.imitate and before.action == after.action and not after.imitate
+        wrong = [step.action for step in steps if not step.imitate]
         hasty += sum(action.startswith(("take ", "move ", "clean ", "heat ", "cool ")) for action in wrong)
     assert repeated > 20
     assert hasty > 20
 
 
-def test_demonstration_stops_at_its_budget_and_checks_noise():
+def test_demonstration_of_a_player_who_hesitates():
+    idle = moves = 0
+    for index in range(40):
+        game = generate_game("train", index)
+        steps = demonstration(game, random.Random(index), noise=0.0, idle=0.6, max_steps=200)
+        useful = [step.action for step in steps if step.action not in ("look", "inventory")]
+        assert useful == [step.action for step in demonstration(game, random.Random(index), noise=0.0)]
+        for step, state in replay(game, steps):
+            assert step.imitate
+            assert step.action in state.admissible_actions
+        idle += len(steps) - len(useful)
+        moves += len(steps)
+    assert 0.55 < idle / moves < 0.65
+
+
+def test_demonstration_stops_at_its_budget_and_checks_its_probabilities():
     assert len(demonstration(generate_game("train", 0), random.Random(0), noise=0.0, max_steps=2)) == 2
-    for noise in (-0.1, 1.0):
-        with pytest.raises(ValueError, match="noise must be a probability below 1"):
-            demonstration(generate_game("train", 0), random.Random(0), noise=noise)
+    for name in ("noise", "idle"):
+        for value in (-0.1, 1.0):
+            with pytest.raises(ValueError, match=f"{name} must be a probability below 1"):
+                demonstration(generate_game("train", 0), random.Random(0), **{name: value})

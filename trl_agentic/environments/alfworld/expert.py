@@ -45,12 +45,12 @@ class Step(NamedTuple):
     Attributes:
         observation: what the engine said before the action.
         action: the command that was played.
-        is_expert: `False` for an injected action, which nothing should be trained to repeat.
+        imitate: `False` for a wrong move, which nothing should be trained to repeat.
     """
 
     observation: str
     action: str
-    is_expert: bool
+    imitate: bool
 
 
 class Expert:
@@ -110,6 +110,10 @@ class Expert:
         else:
             command = self._prepare_and_place(self._held, actions)
         return command if command in actions else "look"
+
+    def idle_action(self) -> str:
+        """A command that changes nothing: looks at what is carried, or around where nothing is."""
+        return "look" if self._held is None else "inventory"
 
     def hasty_actions(self) -> list[str]:
         """Commands of later steps of the task, for the receptacle that was reached last; most are refused now."""
@@ -235,8 +239,10 @@ def _number(name: str) -> int:
     return int(name.rsplit(" ", 1)[1])
 
 
-def demonstration(game: ALFWorldGame, rng: random.Random, noise: float = 0.1, max_steps: int = 50) -> list[Step]:
-    """Plays a game with the expert, with wrong moves in between.
+def demonstration(
+    game: ALFWorldGame, rng: random.Random, noise: float = 0.1, idle: float = 0.0, max_steps: int = 50
+) -> list[Step]:
+    """Plays a game with the expert, with wrong moves in between, as it is or as a player who hesitates.
 
     A wrong move is, one as often as the other, an admissible action drawn at random; a command that would be right
     later in the game, as a policy gives it that takes what it has not found; or a malformed command. Half of the
@@ -248,29 +254,34 @@ def demonstration(game: ALFWorldGame, rng: random.Random, noise: float = 0.1, ma
         noise (`float`, *optional*, defaults to `0.1`): probability that a wrong move comes before a step of the
         expert.
             0 gives the expert's play.
+        idle (`float`, *optional*, defaults to `0.0`): probability that the player only looks
+        ([`Expert.idle_action`]) where the expert would act. These moves are part of the play, to be imitated with it.
         max_steps (`int`, *optional*, defaults to `50`): number of steps after which the game is given up.
 
     Returns:
         `list[Step]`: the steps up to the win, or `max_steps` of them. The engine's text after the last is not in it.
 
     Raises:
-        ValueError: `noise` is not a probability below 1, or the game's task is none of ALFWorld's templates.
+        ValueError: `noise` or `idle` is not a probability below 1, or the game's task is none of ALFWorld's templates.
     """
-    if not 0 <= noise < 1:
-        raise ValueError(f"noise must be a probability below 1, got {noise}.")
+    for name, value in (("noise", noise), ("idle", idle)):
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be a probability below 1, got {value}.")
     engine, expert = ALFWorldEngine(game), Expert()
     state = engine.reset()
     expert.reset(state.observation)
     steps: list[Step] = []
     refused: str | None = None  # the wrong move that was just refused
     while not state.won and len(steps) < max_steps:
-        action, is_expert = expert.act(state.observation, state.admissible_actions), True
+        action, imitate = expert.act(state.observation, state.admissible_actions), True
         if refused is not None and rng.random() < 0.5:
-            action, is_expert = refused, False
+            action, imitate = refused, False
         elif rng.random() < noise:
-            action, is_expert = _wrong_move(action, expert, state.admissible_actions, rng), False
-        refused = action if not is_expert and action not in state.admissible_actions else None
-        steps.append(Step(state.observation, action, is_expert))
+            action, imitate = _wrong_move(action, expert, state.admissible_actions, rng), False
+        elif idle and rng.random() < idle:
+            action = expert.idle_action()
+        refused = action if not imitate and action not in state.admissible_actions else None
+        steps.append(Step(state.observation, action, imitate))
         state = engine.step(action)
     return steps
 
