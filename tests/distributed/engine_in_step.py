@@ -48,7 +48,7 @@ def main() -> None:
     hook = model.register_forward_hook(count)
     # Random contexts end a turn at many ids, so that rows end at different lengths.
     ends = [EOS, *range(60, model.config.vocab_size, 6)]
-    synced = TransformersEngine(model, ends, PAD, Sampling(), synced_gpus=True, min_useful_cache=0.0)
+    synced = TransformersEngine(model, ends, PAD, Sampling(), any_active=bool, min_useful_cache=0.0)
     together, in_step = converse(synced, rank, turns=5), forwards
     hook.remove()
     dist.barrier()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from threading import Barrier, Event
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.tiny_model import build_tiny_tokenizer
 from tests.toys import Corridor
 from trl_agentic.rollout.chat import ChatRenderer
-from trl_agentic.rollout.engines import Request, Sample
+from trl_agentic.rollout.engines import LockstepEngine, Request, Sample
 from trl_agentic.rollout.loop import (
     Budgets,
     Episode,
@@ -33,10 +38,13 @@ def encode(text: str) -> list[int]:
     return TOKENIZER(text, add_special_tokens=False)["input_ids"]
 
 
-class ScriptedEngine:
+class ScriptedEngine(LockstepEngine):
     """Answers each rollout's k-th request with its k-th line, then with the last. A line that ends in "~" is cut."""
 
-    def __init__(self, *lines: list[str]):
+    least_patience = first_patience = 60.0  # a busy machine does not change what shares a batch
+
+    def __init__(self, *lines: list[str], any_active: Callable[[bool], bool] | None = None):
+        super().__init__(any_active)
         self.lines = lines
         self.calls: list[list[Request]] = []
 
@@ -321,13 +329,127 @@ def test_an_idle_process_calls_the_engine_as_long_as_another_waits():
     """Flags of another process that waits for five turns."""
     others, told = [True] * 5 + [False], []
 
-    def any_waiting(here: bool) -> bool:
+    def any_active(here: bool) -> bool:
         told.append(here)
         return here or others[len(told) - 1]
 
-    [_], engine = run(ScriptedEnv(on(), on(terminated=True)), any_waiting=any_waiting)
+    engine = ScriptedEngine(["go"], any_active=any_active)
+    play([Episode(ScriptedEnv(on(), on(terminated=True)), {}, seed=0)], engine, CHAT, AMPLE)
     assert [len(call) for call in engine.calls] == [1, 1, 0, 0, 0]
     assert told == [True, True, False, False, False, False]
+
+
+# Nobody waits for anybody else
+
+
+class Impatient(ScriptedEngine):
+    least_patience = first_patience = 0.0
+
+
+class Gated(ScriptedEnv):
+    """Answers its first action when `gate` opens, and opens `opens` with its last."""
+
+    def __init__(self, *results: Any, gate: Event | None = None, opens: Event | None = None):
+        super().__init__(*results)
+        self.gate, self.opens = gate, opens
+
+    def step(self, action: str) -> Any:
+        result = super().step(action)
+        if self.gate is not None and len(self.actions) == 1:
+            assert self.gate.wait(30)
+        if self.opens is not None and result.terminated:
+            self.opens.set()
+        return result
+
+
+def test_a_slow_environment_holds_up_nobody():
+    """The first environment answers its first action only when the second has played its whole episode."""
+    over = Event()
+    slow = Gated(on(), on(terminated=True), gate=over)
+    quick = Gated(on(), on(), on(), on(terminated=True), opens=over)
+    trajectories = play([Episode(e, {}, i) for i, e in enumerate((slow, quick))], Impatient(["go"]), CHAT, AMPLE)
+    assert [len(t.turns) for t in trajectories] == [2, 4]
+    assert {t.stop_reason for t in trajectories} == {StopReason.TERMINATED}
+
+
+def test_environments_work_at_the_same_time():
+    """Each waits in `reset` and in `step` until all are there."""
+    together = Barrier(5)
+
+    class Meeting(ScriptedEnv):
+        def reset(self, **row: Any) -> Any:
+            together.wait(30)
+            return super().reset(**row)
+
+        def step(self, action: str) -> Any:
+            together.wait(30)
+            return super().step(action)
+
+    trajectories, _ = run(*(Meeting(on(), on(terminated=True)) for _ in range(5)))
+    assert [t.stop_reason for t in trajectories] == [StopReason.TERMINATED] * 5
+
+
+def test_the_order_of_answers_changes_nothing():
+    class Late(Corridor):
+        def __init__(self, delays: Any):
+            self.delays = delays
+
+        def step(self, action: str) -> StepResult:
+            time.sleep(next(self.delays))
+            return super().step(action)
+
+    def played(engine: ScriptedEngine, seed: int | None) -> list[Trajectory]:
+        random = np.random.default_rng(seed)
+        delays = (0.0 if seed is None else float(random.choice([0.0, 0.003, 0.02])) for _ in itertools.count())
+        shared = iter(map(float, list(itertools.islice(delays, 400))))
+        episodes = [Episode(Late(shared), {"length": 1 + i % 3}, seed=i) for i in range(8)]
+        return play(episodes, engine, CHAT, replace(AMPLE, max_turns=5))
+
+    lines = [["ab", "abcd", "a~"], ["abc", "ab"], ["a", "abcde"], ["ab~", "abc", "ab"]] * 2
+    in_step, without = ScriptedEngine(*lines), [Impatient(*lines) for _ in range(3)]
+    expected = played(in_step, None)
+    assert len({len(t.turns) for t in expected}) > 2
+    for seed, engine in enumerate(without):
+        assert played(engine, seed) == expected
+        assert len(engine.calls) > len(in_step.calls)  # the batches were others
+        for rollout in range(8):
+            assert engine.seen(rollout) == in_step.seen(rollout)
+
+
+def test_an_error_of_the_engine_ends_the_loop():
+    class Broken(ScriptedEngine):
+        def step(self, active: int, busy: int) -> float | None:
+            for _, done in self._waiting:
+                done(ConnectionError("the server is gone"))
+            return math.inf
+
+    with pytest.raises(ConnectionError, match="the server is gone"):
+        play([Episode(ScriptedEnv(on()), {}, seed=0)], Broken(["go"]), CHAT, AMPLE)
+
+
+def test_a_batch_waits_for_environments_as_long_as_the_last_one_took():
+    class Timed(ScriptedEngine):
+        least_patience, first_patience = 0.0, 30.0
+
+        def generate(self, requests: list[Request]) -> list[Sample]:
+            time.sleep(0.05)
+            return super().generate(requests)
+
+    samples: list[Any] = []
+    engine = Timed(["go"])
+    requests = [Request(i, [1], 1, 0) for i in range(2)]
+    assert engine.step(active=2, busy=2) == math.inf  # nothing to do
+    engine.submit(requests[1], samples.append)
+    assert 29 < engine.step(active=2, busy=1) <= 30
+    engine.submit(requests[0], samples.append)
+    assert engine.step(active=2, busy=0) == 0 and len(samples) == 2
+    assert [request.rollout for request in engine.calls[0]] == [0, 1]
+    engine.submit(requests[0], samples.append)
+    pause = engine.step(active=2, busy=1)
+    assert 0 < pause < 2  # about 0.05
+    time.sleep(pause)
+    assert engine.step(active=2, busy=1) == 0 and len(samples) == 3
+    assert engine.step(active=0, busy=0) is None
 
 
 def test_no_episodes_need_no_engine():
@@ -342,5 +464,5 @@ def test_progress_and_time_are_told():
     play(
         [Episode(e, {}, i) for i, e in enumerate(environments)], engine, CHAT, AMPLE, on_done=done.append, clock=clock
     )
-    assert done == [1, 1, 2]
+    assert done == [1, 1, 1, 1]
     assert clock.engine_seconds > 0 and clock.env_seconds > 0

@@ -12,7 +12,7 @@ import pytest
 
 from tests.trainers.small import history, small_config
 from trl_agentic import GAGPOConfig, GAGPOTrainer, StopReason
-from trl_agentic.rollout.engines import Request, Sample
+from trl_agentic.rollout.engines import LockstepEngine, Request, Sample
 
 
 Model = Callable[..., Path]
@@ -43,10 +43,11 @@ class Counter:
         return [{"task": i} for i in range(4)]
 
 
-class Caller:
+class Caller(LockstepEngine):
     """An engine that calls the tool, once per turn, and ends with an answer."""
 
     def __init__(self, tokenizer: Any, amounts: list[list[int]]):
+        super().__init__()
         self.tokenizer, self.amounts, self.turns = tokenizer, amounts, {}
         self.prompts: list[str] = []
 

@@ -1,4 +1,8 @@
-"""The loop between the policy and the environments of a batch of rollouts."""
+"""The loop between the policy and the environments of a batch of rollouts.
+
+Nobody waits for anybody else: a rollout is with the engine or with its environment, and whoever of them answers is
+served. Environments work in threads; all else, the engine's own work included, happens in the caller's thread.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import math
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -60,7 +66,10 @@ class Episode:
 
 @dataclass(slots=True)
 class RolloutClock:
-    """Seconds spent in the engine and in the environments."""
+    """Seconds in which a rollout waited for the engine, and in which one waited for its environment.
+
+    The two overlap where the engine works while environments do.
+    """
 
     engine_seconds: float = 0.0
     env_seconds: float = 0.0
@@ -82,8 +91,8 @@ class _Rollout:
         self.trajectory.stop_reason = reason
         self.done = True
 
-    def fail(self) -> None:
-        self.trajectory.error = traceback.format_exc()
+    def fail(self, error: Exception) -> None:
+        self.trajectory.error = "".join(traceback.format_exception(error))
         self.stop(StopReason.ERROR)
 
 
@@ -92,48 +101,126 @@ def play(
     engine: Engine,
     chat: ChatRenderer,
     budgets: Budgets,
-    any_waiting: Callable[[bool], bool] = bool,
     on_done: Callable[[int], object] | None = None,
     clock: RolloutClock | None = None,
 ) -> list[Trajectory]:
     """Plays all episodes to their end.
 
-    An environment that raises ends its own rollout with `StopReason.ERROR`; the others go on.
+    An environment that raises ends its own rollout with `StopReason.ERROR`; the others go on. The trajectories do not
+    depend on the order in which environments answer.
 
     Args:
-        episodes: rollouts to play.
+        episodes: rollouts to play. Each environment is called by one thread at a time, not always the same one.
         engine: samples for the policy.
         chat: renders prompts and observations.
         budgets: limits of each rollout.
-        any_waiting: tells whether any process still has a rollout that waits, given whether this one has. With sharded
-            parameters all processes must call the engine equally often; an idle one calls it with no requests.
         on_done: called with the number of rollouts that just ended.
         clock: where to add the seconds spent.
 
     Returns:
         One trajectory for each episode, in order.
+
+    Raises:
+        Exception: what the engine raised.
     """
-    clock = clock or RolloutClock()
-    rollouts = [_Rollout(i, episode, Trajectory(task=episode.task)) for i, episode in enumerate(episodes)]
-    started = time.perf_counter()
-    for rollout in rollouts:
-        _reset(rollout, chat, budgets)
-    clock.env_seconds += time.perf_counter() - started
-    waiting = _report(rollouts, on_done)
-    while any_waiting(bool(waiting)):
-        requests = [
-            Request(r.index, r.context + r.pending, budgets.max_turn_tokens, turn_seed(r.episode.seed, r.trajectory))
-            for r in waiting
-        ]
-        started = time.perf_counter()
-        samples = engine.generate(requests)
-        clock.engine_seconds += time.perf_counter() - started
-        started = time.perf_counter()
-        for rollout, sample in zip(waiting, samples, strict=True):
-            _step(rollout, sample, chat, budgets)
-        clock.env_seconds += time.perf_counter() - started
-        waiting = _report(waiting, on_done)
-    return [rollout.trajectory for rollout in rollouts]
+    return _Play(episodes, engine, chat, budgets, on_done, clock or RolloutClock()).run()
+
+
+class _Play:
+    def __init__(
+        self,
+        episodes: list[Episode],
+        engine: Engine,
+        chat: ChatRenderer,
+        budgets: Budgets,
+        on_done: Callable[[int], object] | None,
+        clock: RolloutClock,
+    ):
+        self._engine, self._chat, self._budgets, self._on_done, self._clock = engine, chat, budgets, on_done, clock
+        self._rollouts = [_Rollout(i, episode, Trajectory(task=episode.task)) for i, episode in enumerate(episodes)]
+        self._active = len(episodes)
+        self._busy = 0  # rollouts that wait for their environment; the other active ones wait for the engine
+        self._answers: SimpleQueue[Callable[[], None]] = SimpleQueue()  # what to do about each, in this thread
+        self._threads = ThreadPoolExecutor(max(len(episodes), 1), thread_name_prefix="environment")
+
+    def run(self) -> list[Trajectory]:
+        try:
+            for rollout in self._rollouts:
+                self._call(rollout, rollout.episode.environment.reset, **rollout.episode.task)
+            pause: float | None = 0.0
+            while pause is not None:
+                started = time.perf_counter()
+                sampling, acting = self._active > self._busy, self._busy > 0
+                pause = self._engine.step(self._active, self._busy)
+                if pause is not None and self._active:
+                    self._serve(pause)
+                seconds = time.perf_counter() - started
+                self._clock.engine_seconds += seconds * sampling
+                self._clock.env_seconds += seconds * acting
+        finally:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        return [rollout.trajectory for rollout in self._rollouts]
+
+    def _serve(self, pause: float) -> None:
+        """Waits for an answer, `pause` seconds at most, and serves all that are there."""
+        try:
+            answer = self._answers.get(timeout=pause if math.isfinite(pause) else None)
+            while True:
+                answer()
+                answer = self._answers.get_nowait()
+        except Empty:
+            return
+
+    def _sampled(self, rollout: _Rollout, sample: Sample | Exception) -> None:
+        if isinstance(sample, Exception):
+            raise sample
+        _add_turn(rollout, sample, self._chat, self._budgets)
+        if rollout.done:
+            self._end()
+        else:
+            self._call(rollout, rollout.episode.environment.step, rollout.trajectory.turns[-1].action)
+
+    def _observed(self, rollout: _Rollout, result: Any) -> None:
+        self._busy -= 1
+        try:
+            if isinstance(result, Exception):
+                raise result
+            read = _read_result if rollout.trajectory.turns else _read_first
+            read(rollout, result, self._chat, self._budgets)
+        except Exception as error:
+            rollout.fail(error)
+        if rollout.done:
+            self._end()
+        else:
+            self._request(rollout)
+
+    def _end(self) -> None:
+        self._active -= 1
+        if self._on_done is not None:
+            self._on_done(1)
+
+    def _call(self, rollout: _Rollout, method: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Has the environment work in a thread."""
+
+        def call() -> None:
+            try:
+                result = method(*args, **kwargs)
+            except Exception as error:
+                result = error
+            self._answers.put(lambda: self._observed(rollout, result))
+
+        self._busy += 1
+        self._threads.submit(call)
+
+    def _request(self, rollout: _Rollout) -> None:
+        """Has the policy sample the next turn."""
+        request = Request(
+            rollout.index,
+            rollout.context + rollout.pending,
+            self._budgets.max_turn_tokens,
+            turn_seed(rollout.episode.seed, rollout.trajectory),
+        )
+        self._engine.submit(request, lambda sample: self._answers.put(lambda: self._sampled(rollout, sample)))
 
 
 def turn_seed(rollout_seed: int, trajectory: Trajectory) -> int:
@@ -144,13 +231,6 @@ def turn_seed(rollout_seed: int, trajectory: Trajectory) -> int:
 def derived_seed(*parts: int) -> int:
     """A 63-bit seed mixed from non-negative integers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _report(rollouts: list[_Rollout], on_done: Callable[[int], object] | None) -> list[_Rollout]:
-    waiting = [rollout for rollout in rollouts if not rollout.done]
-    if on_done is not None and len(waiting) < len(rollouts):
-        on_done(len(rollouts) - len(waiting))
-    return waiting
 
 
 def first_messages(task: dict[str, Any], observation: str | None) -> list[dict[str, Any]]:
@@ -178,29 +258,25 @@ def first_messages(task: dict[str, Any], observation: str | None) -> list[dict[s
     return messages
 
 
-def _reset(rollout: _Rollout, chat: ChatRenderer, budgets: Budgets) -> None:
-    episode = rollout.episode
-    try:
-        observation = episode.environment.reset(**episode.task)
-        if observation is not None and not isinstance(observation, str):
-            raise TypeError(f"`reset` must return the first observation as `str`, got {type(observation).__name__}.")
-        messages = first_messages(episode.task, observation)
-        rollout.pending = chat.prompt_ids(messages, tools=episode.tools)
-    except Exception:
-        rollout.fail()
-        return
+def _read_first(rollout: _Rollout, observation: Any, chat: ChatRenderer, budgets: Budgets) -> None:
+    """Takes what `reset` returned."""
+    if observation is not None and not isinstance(observation, str):
+        raise TypeError(f"`reset` must return the first observation as `str`, got {type(observation).__name__}.")
+    messages = first_messages(rollout.episode.task, observation)
+    rollout.pending = chat.prompt_ids(messages, tools=rollout.episode.tools)
     rollout.observation = rollout.anchor = observation or ""
     rollout.first_prompt = len(rollout.pending)
     _check_budgets(rollout, budgets)
 
 
-def _step(rollout: _Rollout, sample: Sample, chat: ChatRenderer, budgets: Budgets) -> None:
-    trajectory, episode = rollout.trajectory, rollout.episode
+def _add_turn(rollout: _Rollout, sample: Sample, chat: ChatRenderer, budgets: Budgets) -> None:
+    """Takes what the policy sampled."""
+    trajectory = rollout.trajectory
     turn = Turn(
         prompt_ids=rollout.pending,
         action_ids=sample.ids,
         logprobs=sample.logprobs,
-        action=chat.decode(sample.ids, skip_special_tokens=not episode.raw_action),
+        action=chat.decode(sample.ids, skip_special_tokens=not rollout.episode.raw_action),
         observation=rollout.observation,
         anchor_state=rollout.anchor,
         extends=bool(trajectory.turns),
@@ -211,13 +287,13 @@ def _step(rollout: _Rollout, sample: Sample, chat: ChatRenderer, budgets: Budget
     if turn.cut and budgets.stop_at_overlong_turn:
         trajectory.final_anchor_state = rollout.anchor
         rollout.stop(StopReason.TURN_LENGTH)
-        return
-    try:
-        result = episode.environment.step(turn.action)
-        _check_step_result(result)
-    except Exception:
-        rollout.fail()
-        return
+
+
+def _read_result(rollout: _Rollout, result: Any, chat: ChatRenderer, budgets: Budgets) -> None:
+    """Takes what `step` returned."""
+    trajectory, role = rollout.trajectory, rollout.episode.observation_role
+    _check_step_result(result)
+    turn = trajectory.turns[-1]
     turn.reward = float(result.reward)
     turn.info = result.info
     trajectory.final_observation = result.observation
@@ -231,8 +307,8 @@ def _step(rollout: _Rollout, sample: Sample, chat: ChatRenderer, budgets: Budget
     if result.truncated:
         rollout.stop(StopReason.TRUNCATED)
         return
-    contents = result.info["tool_results"] if episode.observation_role == "tool" else [result.observation]
-    rollout.pending = chat.observation_ids(contents, ended=sample.ended, role=episode.observation_role)
+    contents = result.info["tool_results"] if role == "tool" else [result.observation]
+    rollout.pending = chat.observation_ids(contents, ended=not turn.cut, role=role)
     _check_budgets(rollout, budgets)
 
 

@@ -368,7 +368,7 @@ class AgenticTrainer(GRPOTrainer):
                 )
             )
         with self._engine(temperature) as engine:
-            trajectories = play(episodes, engine, self.chat, self.budgets, self._any_waiting, on_done, clock)
+            trajectories = play(episodes, engine, self.chat, self.budgets, on_done, clock)
         self.environments = [e.instance if isinstance(e, ToolEnvironment) else e for e in environments]
         for environment, trajectory in zip(environments, trajectories, strict=True):
             if isinstance(environment, ToolEnvironment) and trajectory.turns and trajectory.error is None:
@@ -385,7 +385,9 @@ class AgenticTrainer(GRPOTrainer):
                 self._last_loaded_step = self.state.global_step
             trained_at, self.vllm_generation.temperature = self.vllm_generation.temperature, temperature
             try:
-                yield TRLVLLMEngine(self._vllm_generate, self.eos_token_ids)
+                yield TRLVLLMEngine(
+                    self._vllm_generate, self.eos_token_ids, self._any_active if self._vllm_shared else None
+                )
             finally:
                 self.vllm_generation.temperature = trained_at
             return
@@ -403,7 +405,7 @@ class AgenticTrainer(GRPOTrainer):
                 self.eos_token_ids,
                 self._tokenizer.pad_token_id,
                 Sampling(temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty),
-                synced_gpus=self._params_sharded,
+                any_active=self._any_active if self._params_sharded else None,
             )
 
     @property
@@ -417,10 +419,8 @@ class AgenticTrainer(GRPOTrainer):
         several = self.accelerator.num_processes > 1
         return self.use_vllm and several and (self.vllm_mode == "server" or self.vllm_tensor_parallel_size > 1)
 
-    def _any_waiting(self, here: bool) -> bool:
-        """Keeps processes in step where generation is a collective operation."""
-        if not (self._vllm_shared or self._params_sharded):
-            return here
+    def _any_active(self, here: bool) -> bool:
+        """Whether any process has an active rollout; keeps them in step where sampling is a collective operation."""
         flag = torch.tensor(float(here), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, reduction="sum").item() > 0)
 

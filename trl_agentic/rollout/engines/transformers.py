@@ -1,14 +1,9 @@
-"""Who samples: token ids in, token ids and log-probabilities out.
-
-An engine answers a batch of [`Request`]s with one [`Sample`] each, in order. It keeps no opinion about conversations:
-what it is asked to continue is what it continues.
-"""
+"""Batched sampling with transformers, with the key-value cache kept from turn to turn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,60 +17,12 @@ from transformers.generation.logits_process import (
 )
 
 from trl_agentic.rollout.cache import growing_cache
+from trl_agentic.rollout.engines.base import LockstepEngine, Request, Sample, Sampling
 
 
 _IDLE = -1  # rollout number of the stand-in that a process without rollouts samples for
 # What a checkpoint's generation_config.json may ask for beside sampling: it would change the distribution unseen.
 _NEUTRAL = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One rollout that waits for the policy.
-
-    Attributes:
-        rollout: number of the rollout, the same in all its turns.
-        prompt_ids: the whole context.
-        max_new_tokens: the most tokens to sample.
-        seed: seed of this turn's sampling.
-    """
-
-    rollout: int
-    prompt_ids: list[int]
-    max_new_tokens: int
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What was sampled.
-
-    Attributes:
-        ids: sampled ids, the end-of-turn token included if there is one.
-        logprobs: sampling log-probability of each id, `None` if the engine gives none; NaN where it is unknown.
-        ended: whether the last id is an end-of-turn token.
-    """
-
-    ids: list[int]
-    logprobs: list[float] | None
-    ended: bool
-
-
-class Engine(Protocol):
-    """What the loop asks of whoever samples."""
-
-    def generate(self, requests: list[Request]) -> list[Sample]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """Sampling parameters, with transformers' meaning. `temperature=0` is greedy."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
 
 
 class SeededSampling(LogitsProcessor):
@@ -96,7 +43,7 @@ class SeededSampling(LogitsProcessor):
         return scores.float() - noise.log()
 
 
-class TransformersEngine:
+class TransformersEngine(LockstepEngine):
     """Batched generation with `model.generate`, with the key-value cache kept from turn to turn.
 
     Args:
@@ -111,8 +58,9 @@ class TransformersEngine:
         keep_cache (`bool`, *optional*, defaults to `True`):
             Continue the cache of the last call where its rollouts go on. Off for attention implementations that cannot
             skip padding inside a row, and for layers that count it (sliding windows, recurrent states).
-        synced_gpus (`bool`, *optional*, defaults to `False`):
-            Parameters are sharded over processes: every process must take part in every forward pass.
+        any_active (`Callable[[bool], bool]`, *optional*):
+            As in [`LockstepEngine`], if parameters are sharded over processes: every process must take part in every
+            forward pass.
         min_useful_cache (`float`, *optional*, defaults to `0.5`):
             Share of a kept cache that must be real tokens; below it the cache is built anew without padding inside.
     """
@@ -124,15 +72,16 @@ class TransformersEngine:
         pad_token_id: int,
         sampling: Sampling,
         keep_cache: bool = True,
-        synced_gpus: bool = False,
+        any_active: Callable[[bool], bool] | None = None,
         min_useful_cache: float = 0.5,
     ):
+        super().__init__(any_active)
         self._model = model
         self._eos_token_ids = eos_token_ids
         self._pad_token_id = pad_token_id
         self._sampling = sampling
         self._keep_cache = keep_cache and growing_cache(model) is not None
-        self._synced_gpus = synced_gpus
+        self._synced_gpus = any_active is not None
         self._min_useful_cache = min_useful_cache
         self._cache: DynamicCache | None = None
         self._rollouts: list[int] = []
@@ -236,35 +185,3 @@ class TransformersEngine:
             processors.append(MinPLogitsWarper(sampling.min_p))
         processors.append(SeededSampling(seeds, device))
         return LogitsProcessorList(processors)
-
-
-class TRLVLLMEngine:
-    """TRL's own vLLM generation (server or colocate) behind the same interface.
-
-    Args:
-        generate (`Callable[[list[list[int]], int], tuple[list[list[int]], list[list[float | None]] | None]]`):
-            Takes prompts as ids and the most new tokens, returns sampled ids and their log-probabilities.
-        eos_token_ids (`list[int]`):
-            Ids that end a turn.
-    """
-
-    def __init__(
-        self,
-        generate: Callable[[list[list[int]], int], tuple[list[list[int]], list[list[float | None]] | None]],
-        eos_token_ids: list[int],
-    ):
-        self._generate = generate
-        self._eos_token_ids = frozenset(eos_token_ids)
-
-    def generate(self, requests: list[Request]) -> list[Sample]:
-        """Samples one continuation for each request. The seeds are not used: the server keeps its own state."""
-        budget = max((request.max_new_tokens for request in requests), default=1)
-        all_ids, all_logprobs = self._generate([request.prompt_ids for request in requests], budget)
-        samples = []
-        for i, request in enumerate(requests):
-            ids = list(all_ids[i])[: request.max_new_tokens]
-            logprobs = None
-            if all_logprobs is not None:
-                logprobs = [float("nan") if x is None else x for x in all_logprobs[i][: request.max_new_tokens]]
-            samples.append(Sample(ids=ids, logprobs=logprobs, ended=bool(ids) and ids[-1] in self._eos_token_ids))
-        return samples

@@ -1,0 +1,21 @@
+"""Who samples: token ids in, token ids and log-probabilities out.
+
+An engine keeps no opinion about conversations: what it is asked to continue is what it continues.
+"""
+
+from .base import Done, Engine, LockstepEngine, Request, Sample, Sampling
+from .transformers import SeededSampling, TransformersEngine
+from .vllm import TRLVLLMEngine
+
+
+__all__ = [
+    "Done",
+    "Engine",
+    "LockstepEngine",
+    "Request",
+    "Sample",
+    "Sampling",
+    "SeededSampling",
+    "TRLVLLMEngine",
+    "TransformersEngine",
+]
