@@ -99,7 +99,10 @@ def test_options_of_an_environment_are_json_or_text():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["random", "--environment", "alfwrld"], "must be alfworld or MODULE:CALLABLE, got 'alfwrld'"),
+        (
+            ["random", "--environment", "alfwrld"],
+            "must be alfworld, search, webshop or MODULE:CALLABLE, got 'alfwrld'",
+        ),
         (["random", "--environment", "no_such_module:Env"], "No module named 'no_such_module'"),
         (["random", "--environment", "alfworld", "splitt=train"], "unexpected keyword argument 'splitt'"),
         (["random", "--environment", "alfworld", "split"], "'split' is not KEY=VALUE"),

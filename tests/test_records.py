@@ -24,7 +24,7 @@ from trl_agentic.types import StopReason, Trajectory, Turn
 def trajectory(action: str = "go") -> Trajectory:
     turns = [
         Turn([1], [2, 3], None, action, "a room", "room", reward=0.5, info={"is_action_valid": False}),
-        Turn([], [], None, "stop", "a hall", "hall", cut=True, info={"action_tokens": 7}),
+        Turn([], [], None, "stop", "a hall", "hall", cut=True, info={"action_tokens": 7, "score": 0.75}),
     ]
     return Trajectory({"game": 4, "task_type": "Pick"}, turns, StopReason.TERMINATED, "the end", success=True)
 
@@ -40,6 +40,7 @@ def test_a_file_holds_what_was_played_and_null_for_the_rest(tmp_path: Path):
         "task": '{"game": 4, "task_type": "Pick"}',
         "task_type": "Pick",
         "success": True,
+        "score": 0.75,
         "return": 0.5,
         "stop_reason": "terminated",
         "error": None,

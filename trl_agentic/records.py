@@ -47,6 +47,7 @@ SCHEMA = pyarrow.schema(
         ("task", pyarrow.string()),
         ("task_type", pyarrow.string()),
         ("success", pyarrow.bool_()),
+        ("score", pyarrow.float64()),
         ("return", pyarrow.float64()),
         ("stop_reason", pyarrow.string()),
         ("error", pyarrow.string()),
@@ -56,8 +57,8 @@ SCHEMA = pyarrow.schema(
     ]
 )
 """Columns of a file of trajectories. `step`: the update that the rollout was sampled for. `group` and `sample`: which
-rollouts belong to one task. `task`: the dataset row as JSON. `return`: undiscounted sum of rewards. `seconds`: its
-share of the wall-clock time of its batch."""
+rollouts belong to one task. `task`: the dataset row as JSON. `score`: the environment's own grade, where it gives one
+beside success. `return`: undiscounted sum of rewards. `seconds`: its share of the wall-clock time of its batch."""
 
 
 def trajectory_record(
@@ -98,6 +99,7 @@ def trajectory_record(
         "task": json.dumps(trajectory.task, ensure_ascii=False, default=str),
         "task_type": None if trajectory.task_type is None else str(trajectory.task_type),
         "success": trajectory.success,
+        "score": trajectory.score,
         "return": trajectory.episode_return,
         "stop_reason": str(trajectory.stop_reason),
         "error": trajectory.error,

@@ -107,6 +107,12 @@ class Trajectory:
         return sum(turn.reward for turn in self.turns)
 
     @property
+    def score(self) -> float | None:
+        """The environment's grade of the rollout beside `success`: `info["score"]` of the last turn that has one."""
+        told = [turn.info["score"] for turn in self.turns if "score" in turn.info]
+        return float(told[-1]) if told else None
+
+    @property
     def task_type(self) -> str | None:
         """What kind of task it is: `task_type` of the row, or else of the last turn's `info` that has one."""
         told = [turn.info["task_type"] for turn in self.turns if "task_type" in turn.info]

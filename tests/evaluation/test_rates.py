@@ -35,6 +35,7 @@ def record(group: int, task_type: str | None, success: bool | None, **changes: A
         "group": group,
         "task_type": task_type,
         "success": success,
+        "score": None,
         "return": 1.0 if success else 0.0,
         "stop_reason": "terminated",
         "error": None,
@@ -66,6 +67,19 @@ def test_the_other_figures():
     assert summary["invalid_action_rate"] == 1 / 2
     assert summary["stop_reasons"] == {"terminated": 1, "error": 1}
     assert (summary["action_tokens"], summary["seconds"]) == (6, 1.0)
+
+
+def test_a_score_is_a_mean_over_rollouts():
+    crashed = record(2, None, None, turns=[], error="Traceback", stop_reason="error")
+    graded = [record(0, "Pick", True, score=1.0), record(1, "Pick", False, score=0.25), crashed]
+    summary = summarize_records(graded)
+    assert summary["success"]["Pick"]["score"] == (1 + 0.25) / 2
+    assert summary["success"]["All"]["score"] == (1 + 0.25 + 0) / 3
+    page = report_markdown(summary, {"policy": "expert", "environment": "here"})
+    assert "| Pick | 2 | 1 / 2 | 50.0% (9.5 to 90.5) | 0.625 |" in page
+    assert "score" not in report_markdown(
+        summarize_records([record(0, "Pick", True)]), {"policy": "", "environment": ""}
+    )
 
 
 def test_what_is_not_told_is_none():

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.toys import Corridor
-from trl_agentic.environments.alfworld import ALFWorldEnv, small_policy
+from trl_agentic.environments import ALFWorldEnv, SearchEnv, WebShopEnv
+from trl_agentic.environments.alfworld import small_policy
 from trl_agentic.evaluation.players import ModelPlayer, TextPlayer, expert_policy, random_policy
 from trl_agentic.evaluation.run import evaluate
 from trl_agentic.evaluation.text_loop import Answer
@@ -50,9 +51,41 @@ def test_the_expert_needs_no_list_of_actions_in_the_text(tmp_path: Path):
     assert all(record["success"] for record in load_records(tmp_path / "trajectories.parquet"))
 
 
-def test_chance_needs_an_environment_that_lists_its_actions(tmp_path: Path):
-    with pytest.raises(TypeError, match="Corridor has no attribute `admissible_actions`"):
-        evaluate(TextPlayer(random_policy), Corridor, Corridor().tasks(), tmp_path, SETTINGS)
+@pytest.mark.parametrize("action_format", ["plain", "tags"])
+def test_search_has_a_floor_a_ceiling_and_a_score(action_format: Any, tmp_path: Path):
+    pytest.importorskip("bm25s", reason="needs the `search` extra")
+
+    def make() -> SearchEnv:
+        return SearchEnv(split="test", num_questions=12, action_format=action_format)
+
+    top = evaluate(TextPlayer(expert_policy), make, make().tasks(), tmp_path / "expert", SETTINGS)["success"]
+    bottom = evaluate(TextPlayer(random_policy), make, make().tasks(), tmp_path / "random", SETTINGS)["success"]
+    assert (top["All"]["wins"], top["All"]["score"]) == (12, 1.0)
+    assert bottom["All"]["wins"] <= 1 and bottom["All"]["score"] < 0.3
+    assert [top[f"{hops}-hop"]["tasks"] for hops in range(1, 5)] == [3, 3, 3, 3]
+
+
+def test_webshops_shopper_earns_what_can_be_earned(tmp_path: Path):
+    pytest.importorskip("rapidfuzz", reason="needs the `webshop` extra")
+
+    def make() -> WebShopEnv:
+        return WebShopEnv(split="test", num_products=100, num_goals=24)
+
+    ceiling, tasks = make().ceiling()._asdict(), make().tasks()
+    top = evaluate(TextPlayer(expert_policy), make, tasks, tmp_path / "expert", SETTINGS, ceiling=ceiling)
+    assert top["ceiling"] == ceiling and ceiling["success"] < 1.0
+    assert top["success"]["All"]["mean_at_k"] == pytest.approx(ceiling["success"])
+    assert top["success"]["All"]["score"] == pytest.approx(ceiling["score"])
+    assert f"attainable: success {100 * ceiling['success']:.1f}%" in (tmp_path / "expert" / "results.md").read_text()
+    bottom = evaluate(TextPlayer(random_policy), make, tasks, tmp_path / "random", SETTINGS)
+    assert bottom["success"]["All"]["score"] < 0.5 < ceiling["score"]
+    assert "attainable" not in (tmp_path / "random" / "results.md").read_text()
+
+
+@pytest.mark.parametrize(("policy", "method"), [(random_policy, r"chance\(draw"), (expert_policy, r"expert\(\)")])
+def test_a_scripted_policy_is_the_environments_own(policy: Any, method: str, tmp_path: Path):
+    with pytest.raises(TypeError, match=f"Corridor has no method `{method}"):
+        evaluate(TextPlayer(policy), Corridor, Corridor().tasks(), tmp_path, SETTINGS)
 
 
 def test_the_small_policy_plays_the_same_alone_and_beside_others(tmp_path: Path):

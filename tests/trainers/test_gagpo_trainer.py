@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from tests.toys import Corridor
 from tests.trainers.small import history, parameters, small_config, tasks
@@ -48,7 +48,8 @@ METRICS = {
     "loss", "grad_norm", "kl", "entropy", "reward", "reward_std", "num_tokens",
     "episode/return", "episode/success", "episode/turns", "episode/tokens", "episode/invalid_frac",
     *(f"episode/stop_{reason}" for reason in StopReason),
-    "turns/advantage_std", "turns/advantage_abs_gt_1", "turns/singleton_frac", "turns/group_size",
+    "turns/advantage_std", "turns/advantage_abs_mean", "turns/advantage_abs_gt_1",
+    "turns/singleton_frac", "turns/group_size",
     "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean",
     "rollout/turns_per_second", "rollout/seconds", "rollout/engine_seconds", "rollout/env_seconds",
 }  # fmt: skip
@@ -370,6 +371,41 @@ def test_evaluation_does_not_change_training(tiny_model_dir: Model, tmp_path: Pa
     assert history(plain, "num_tokens") == history(evaluated, "num_tokens")
     for name, parameter in parameters(plain).items():  # rows are shuffled differently, so sums are rounded differently
         torch.testing.assert_close(parameter, parameters(evaluated)[name], rtol=0, atol=1e-4)
+
+
+def test_the_best_checkpoint_is_the_one_with_most_success(tiny_model_dir: Model, tmp_path: Path):
+    """The first two updates change nothing; those after them are far too large, and change what evaluation sees."""
+
+    class Spoiling(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0 if state.global_step < 2 else 10.0
+
+    trainer = gagpo(
+        tiny_model_dir(), tmp_path, max_steps=4, eval_dataset=tasks(6), eval_strategy="steps", eval_steps=1,
+        save_strategy="steps", save_steps=1, load_best_model_at_end=True, metric_for_best_model="eval_success",
+        save_only_model=True, per_device_eval_batch_size=6, num_generations_eval=1, eval_temperature=0.0,
+    )  # fmt: skip
+    trainer.add_callback(Spoiling())
+    before = parameters(trainer)
+    trainer.train()
+    success = history(trainer, "eval_success")
+    assert success == history(trainer, "eval_episode/success")
+    assert len(success) == 4 and len(set(success)) > 1
+    best = success.index(max(success))
+    assert trainer.state.best_metric == max(success)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best + 1}")
+    assert (best < 2) == all(torch.equal(before[name], value) for name, value in parameters(trainer).items())
+    assert trainer.evaluate()["eval_success"] == max(success)
+
+
+def test_each_evaluation_set_has_its_success(tiny_model_dir: Model, tmp_path: Path):
+    sets = {"short": Dataset.from_list([{"length": -9}] * 2), "long": Dataset.from_list([{"length": 9}] * 2)}
+    trainer = gagpo(
+        tiny_model_dir(), tmp_path, eval_dataset=sets, per_device_eval_batch_size=2, num_generations_eval=1
+    )
+    metrics = trainer.evaluate()
+    assert (metrics["eval_short_success"], metrics["eval_long_success"]) == (1.0, 0.0)
 
 
 def test_rollouts_of_a_list_of_tasks(tiny_model_dir: Model, tmp_path: Path):

@@ -128,6 +128,7 @@ def test_metrics_of_turns(tiny_model_dir: Callable[..., Path], tmp_path: Path):
     metrics = trainer_with(GAGPO, tiny_model_dir(), tmp_path).turn_metrics(batch(), advantages)
     # Turns: 3 + 3 + 2 + 2 + 1 = 11, with advantages 2 (5), 0 (4), -2 (2): mean 6/11, mean square 28/11.
     assert metrics["turns/advantage_std"] == pytest.approx((28 / 11 - (6 / 11) ** 2) ** 0.5)
+    assert metrics["turns/advantage_abs_mean"] == pytest.approx(14 / 11)
     assert metrics["turns/advantage_abs_gt_1"] == pytest.approx(7 / 11)
     # States of group 0: {1: 3, 2: 3, 3: 1, 4: 1}, of group 1: {1: 2, 2: 1}.
     assert metrics["turns/singleton_frac"] == pytest.approx(3 / 11)

@@ -93,6 +93,7 @@ def _check_result(name: str, result: Any) -> None:
         ("admissible_actions", list),
         ("is_action_valid", bool),
         ("success", bool),
+        ("score", Real),
     ):
         if key in result.info and not isinstance(result.info[key], kind):
             got = type(result.info[key]).__name__

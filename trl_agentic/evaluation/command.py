@@ -15,7 +15,11 @@ from typing import Any
 from trl_agentic.evaluation.players import ModelPlayer, Player, TextPlayer, expert_policy, random_policy
 
 
-ENVIRONMENTS = {"alfworld": "trl_agentic.environments:ALFWorldEnv"}
+ENVIRONMENTS = {
+    "alfworld": "trl_agentic.environments:ALFWorldEnv",
+    "search": "trl_agentic.environments:SearchEnv",
+    "webshop": "trl_agentic.environments:WebShopEnv",
+}
 """Short names of environments that `--environment` takes beside `MODULE:CALLABLE`."""
 
 
@@ -30,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "policy",
         help="folder of a checkpoint or of a PEFT adapter, Hub id, http(s) address of a chat-completions endpoint, "
-        "`expert` (ALFWorld's scripted expert), `random`, or `small` (the policy that ships with the package)",
+        "`expert` or `random` (the environment's scripted player, and chance), or `small` (the ALFWorld policy that "
+        "ships with the package)",
     )
     add(
         "--environment",
@@ -76,12 +81,11 @@ def _run(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
     factory = environment_factory(*arguments.environment)
-    tasks = _tasks(arguments.tasks, factory)
+    tasks, ceiling = _tasks(arguments.tasks, factory)
     player, used = _player(arguments)
     settings = {"policy": arguments.policy, "environment": " ".join(arguments.environment), **used}
-    evaluate(
-        player, factory, tasks, arguments.output_dir, settings, arguments.samples, arguments.seed, arguments.batch_size
-    )
+    out, plan = arguments.output_dir, (arguments.samples, arguments.seed, arguments.batch_size)
+    evaluate(player, factory, tasks, out, settings, *plan, ceiling)
     print((arguments.output_dir / "results.md").read_text())
 
 
@@ -118,15 +122,17 @@ def environment_factory(name: str, *options: str) -> Callable[[], Any]:
     return partial(make, **keywords)
 
 
-def _tasks(file: Path | None, factory: Callable[[], Any]) -> list[dict[str, Any]]:
+def _tasks(file: Path | None, factory: Callable[[], Any]) -> tuple[list[dict[str, Any]], dict[str, float] | None]:
+    """The tasks, and what can be reached on them where the environment knows."""
     if file is not None:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()], None
     environment = factory()
     if not callable(getattr(environment, "tasks", None)):
         raise ValueError(f"{type(environment).__name__} has no method `tasks`: name a file with --tasks.")
     tasks = list(environment.tasks())
+    ceiling = environment.ceiling()._asdict() if callable(getattr(environment, "ceiling", None)) else None
     environment.close()
-    return tasks
+    return tasks, ceiling
 
 
 def _player(arguments: argparse.Namespace) -> tuple[Player, dict[str, Any]]:

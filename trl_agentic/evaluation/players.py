@@ -125,53 +125,34 @@ class TextPlayer:
 
 
 def random_policy(episode: Episode) -> Callable[[list[dict[str, Any]]], Answer]:
-    """Plays one of the environment's `admissible_actions`, drawn with the episode's seed: the floor.
+    """The environment's own `chance(draw)`, which plays at random with the episode's seed: the floor.
 
     Raises:
-        TypeError: the environment does not list its actions.
+        TypeError: the environment has none.
     """
-    rng = random.Random(episode.seed)
-
-    def answer(messages: list[dict[str, Any]]) -> Answer:
-        return Answer(_written(rng.choice(_admissible_actions(episode)), episode))
-
-    return answer
+    chance = _own(episode, "chance", "chance(draw: random.Random)")
+    return _scripted(chance(random.Random(episode.seed)))
 
 
 def expert_policy(episode: Episode) -> Callable[[list[dict[str, Any]]], Answer]:
-    """ALFWorld's scripted expert, which reads what a policy reads and the admissible actions: the ceiling.
+    """The environment's own `expert()`, a scripted player: the ceiling.
 
     Raises:
-        TypeError: the environment does not list its actions.
-        ValueError: the first observation is not one of ALFWorld.
+        TypeError: the environment has none.
+        ValueError: it cannot play this episode. The message says why.
     """
-    from trl_agentic.environments.alfworld import Expert
-
-    expert: Expert | None = None
-
-    def answer(messages: list[dict[str, Any]]) -> Answer:
-        nonlocal expert
-        observation = messages[-1]["content"]
-        if expert is None:
-            expert = Expert()
-            expert.reset(observation)
-        return Answer(_written(expert.act(observation, _admissible_actions(episode)), episode))
-
-    return answer
+    return _scripted(_own(episode, "expert", "expert()")())
 
 
-def _admissible_actions(episode: Episode) -> list[str]:
-    actions = getattr(episode.environment, "admissible_actions", None)
-    if actions is None:
+def _own(episode: Episode, name: str, signature: str) -> Any:
+    method = getattr(episode.environment, name, None)
+    if not callable(method):
         raise TypeError(
-            f"{type(episode.environment).__name__} has no attribute `admissible_actions` (a list of the actions that "
-            "are possible now), which this policy chooses from. Evaluate a checkpoint or an endpoint."
+            f"{type(episode.environment).__name__} has no method `{signature}` that returns a function from an "
+            "observation to an action. Define it, or evaluate a checkpoint or an endpoint."
         )
-    return actions
+    return method
 
 
-def _written(action: str, episode: Episode) -> str:
-    """The action in the form that the environment reads."""
-    if getattr(episode.environment, "action_format", "plain") == "tags":
-        return f"<think></think><action>{action}</action>"
-    return action
+def _scripted(act: Callable[[str], str]) -> Callable[[list[dict[str, Any]]], Answer]:
+    return lambda messages: Answer(act(messages[-1]["content"]))

@@ -21,7 +21,8 @@ def summarize_records(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
         - `success`: for each task type and `"All"`, `tasks`, `rollouts`, `wins`, `mean_at_k` (share of the rollouts
           that succeeded) and `pass_at_k` (share of the tasks that one of their k rollouts solved), each with its 95%
-          Wilson interval. Both intervals count tasks: more rollouts of one task do not narrow them.
+          Wilson interval. Both intervals count tasks: more rollouts of one task do not narrow them. `score` is the
+          mean of the environment's own grade, `None` if it gives none; a failed rollout counts as 0.
         - `samples`: k; `errors`: rollouts whose environment failed, which count as not solved.
         - `mean_turns`, `mean_return`; `invalid_action_rate` (share of the turns whose action the environment called
           invalid, `None` if it never says); `stop_reasons` (count of each).
@@ -32,11 +33,11 @@ def summarize_records(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     if not records:
         raise ValueError("There are no rollouts to summarise.")
-    outcomes: dict[str, dict[int, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    by_type: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        outcomes[record["task_type"] or "unknown"][record["group"]].append(bool(record["success"]))
-    success = {name: _success(list(tasks.values())) for name, tasks in sorted(outcomes.items())}
-    success["All"] = _success([wins for tasks in outcomes.values() for wins in tasks.values()])
+        by_type[record["task_type"] or "unknown"].append(record)
+    graded = any(record["score"] is not None for record in records)
+    success = {name: _success(own, graded) for name, own in [*sorted(by_type.items()), ("All", records)]}
     turns = [turn for record in records for turn in record["turns"]]
     judged = [turn["is_action_valid"] for turn in turns if turn["is_action_valid"] is not None]
     tokens = [turn["action_tokens"] for turn in turns if turn["action_tokens"] is not None]
@@ -53,8 +54,11 @@ def summarize_records(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _success(tasks: list[list[bool]]) -> dict[str, Any]:
-    rollouts = sum(len(wins) for wins in tasks)
+def _success(records: Sequence[dict[str, Any]], graded: bool) -> dict[str, Any]:
+    outcomes: dict[int, list[bool]] = defaultdict(list)
+    for record in records:
+        outcomes[record["group"]].append(bool(record["success"]))
+    tasks, rollouts = outcomes.values(), len(records)
     wins = sum(sum(wins) for wins in tasks)
     mean, solved = wins / rollouts, sum(any(wins) for wins in tasks) / len(tasks)
     return {
@@ -65,23 +69,29 @@ def _success(tasks: list[list[bool]]) -> dict[str, Any]:
         "mean_at_k_interval": list(wilson_interval(mean, len(tasks))),
         "pass_at_k": solved,
         "pass_at_k_interval": list(wilson_interval(solved, len(tasks))),
+        "score": sum(record["score"] or 0.0 for record in records) / rollouts if graded else None,
     }
 
 
 def report_markdown(summary: dict[str, Any], settings: dict[str, Any]) -> str:
     """The figures of [`summarize_records`] and the settings that gave them, as a page of Markdown."""
     k = summary["samples"]
+    graded = summary["success"]["All"]["score"] is not None
     lines = [f"# {settings['policy']} on {settings['environment']}", ""]
     header = ["task type", "tasks", "wins / rollouts", f"mean@{k} (95%)", *([f"pass@{k} (95%)"] if k > 1 else [])]
+    header += ["score"] if graded else []
     lines += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for name, success in summary["success"].items():
         cells = [name, str(success["tasks"]), f"{success['wins']} / {success['rollouts']}"]
         cells += [_percent(success, "mean_at_k")] + ([_percent(success, "pass_at_k")] if k > 1 else [])
+        cells += [f"{success['score']:.3f}"] if graded else []
         lines.append("| " + " | ".join(cells) + " |")
     invalid = summary["invalid_action_rate"]
     stops = ", ".join(f"{reason} {count}" for reason, count in summary["stop_reasons"].items())
+    ceiling = summary.get("ceiling")
     lines += [
         "",
+        *([f"- attainable: success {100 * ceiling['success']:.1f}%, score {ceiling['score']:.3f}"] if ceiling else []),
         f"- turns of a rollout: {summary['mean_turns']:.1f}",
         f"- invalid actions: {'not told' if invalid is None else f'{100 * invalid:.1f}% of the turns'}",
         f"- stop reasons: {stops}",

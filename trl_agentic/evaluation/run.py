@@ -28,6 +28,7 @@ def evaluate(
     samples: int = 1,
     seed: int = 0,
     batch_size: int = 32,
+    ceiling: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """Plays tasks and writes what they amount to.
 
@@ -43,9 +44,10 @@ def evaluate(
         samples: rollouts of each task.
         seed: seed of the policy's sampling.
         batch_size: rollouts at a time and process.
+        ceiling: the highest `success` and mean `score` that the tasks allow, where it is known to be below 1.
 
     Returns:
-        `dict`: the figures of [`summarize_records`], on every process.
+        `dict`: the figures of [`summarize_records`], and `ceiling`, on every process.
 
     Raises:
         ValueError: there are no tasks, or `output_dir` holds an evaluation with other settings. The message names
@@ -84,7 +86,7 @@ def evaluate(
         environment.close()
     state.wait_for_everyone()
     records = sorted(_finished(out), key=lambda record: (record["group"], record["sample"]))
-    summary = summarize_records(records)
+    summary = summarize_records(records) | ({"ceiling": ceiling} if ceiling else {})
     if state.is_main_process:
         save_records(out / "trajectories.parquet", records)
         (out / "results.json").write_text(json.dumps(summary | {"settings": settings}, indent=2) + "\n")

@@ -226,6 +226,7 @@ class AgenticTrainer(GRPOTrainer):
             return {}
         return {
             "turns/advantage_std": played.std(correction=0).item(),
+            "turns/advantage_abs_mean": played.abs().mean().item(),
             "turns/advantage_abs_gt_1": (played.abs() > 1).float().mean().item(),
         }
 
@@ -330,9 +331,20 @@ class AgenticTrainer(GRPOTrainer):
         self._eval_rollouts = 0
         return super().evaluate(*args, **kwargs)
 
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """As in transformers; `eval_success`, by which the best checkpoint can be told, is `episode/success`."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        self._sum_up("eval")
+        if "episode/success" in self._metrics["eval"]:
+            output.metrics[f"{metric_key_prefix}_success"] = self._metrics["eval"]["episode/success"][0]
+        return output
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in TRL; metrics of episodes and of our loss are means over all since the last log, not means of means."""
-        mode = "train" if self.model.training else "eval"
+        self._sum_up("train" if self.model.training else "eval")
+        super().log(logs, start_time)
+
+    def _sum_up(self, mode: str) -> None:
         for name, (total, tokens) in self._token_sums[mode].items():
             self._metrics[mode][name] = [total / max(tokens, 1.0)]
         self._token_sums[mode].clear()
@@ -340,7 +352,6 @@ class AgenticTrainer(GRPOTrainer):
             for name, value in episode_metrics(self._episodes[mode]).items():
                 self._metrics[mode][name] = [value]
             self._episodes[mode].clear()
-        super().log(logs, start_time)
 
     def _play(
         self,

@@ -16,6 +16,7 @@ class EpisodeSummary:
     Attributes:
         episode_return: undiscounted sum of rewards, penalties of the trainer not included.
         success: what the environment said, `None` if it never did.
+        score: the environment's grade, `None` if it gives none.
         turns: turns played.
         invalid_turns: turns whose action the environment called invalid.
         action_tokens: tokens sampled.
@@ -25,6 +26,7 @@ class EpisodeSummary:
 
     episode_return: float
     success: bool | None
+    score: float | None
     turns: int
     invalid_turns: int
     action_tokens: int
@@ -37,6 +39,7 @@ def summarize(trajectory: Trajectory) -> EpisodeSummary:
     return EpisodeSummary(
         episode_return=trajectory.episode_return,
         success=trajectory.success,
+        score=trajectory.score,
         turns=len(trajectory.turns),
         invalid_turns=sum(turn.info.get("is_action_valid") is False for turn in trajectory.turns),
         action_tokens=sum(len(turn.action_ids) for turn in trajectory.turns),
@@ -51,7 +54,7 @@ def episode_metrics(summaries: list[EpisodeSummary]) -> dict[str, float]:
     Returns:
         `episode/return`, `episode/turns`, `episode/tokens`, `episode/invalid_frac`, `episode/stop_<reason>` (shares),
         and, if any rollout's environment told, `episode/success` and `episode/success_<task type>`, where a rollout
-        that was cut before its environment told is no success.
+        that was cut before its environment told is no success; `episode/score` likewise.
     """
     metrics: dict[str, float] = {}
     for reason in StopReason:
@@ -66,6 +69,8 @@ def episode_metrics(summaries: list[EpisodeSummary]) -> dict[str, float]:
     told = played if any(s.success is not None for s in played) else []
     if told:
         metrics["episode/success"] = fmean(float(bool(s.success)) for s in told)
+    if any(s.score is not None for s in played):
+        metrics["episode/score"] = fmean(s.score or 0.0 for s in played)
     by_type: dict[str, list[float]] = defaultdict(list)
     for s in told:
         if s.task_type is not None:

@@ -58,6 +58,7 @@ def test_an_episode():
     assert first.info == {
         "is_action_valid": True,
         "success": False,
+        "score": 0.0,
         "ground_truth": ["Ida Falk", "Ida Lindt"],
         "task_type": "",
     }
@@ -65,7 +66,7 @@ def test_an_episode():
     assert second.observation == "1. Ida Falk was born in Pine Hill.\n2. Silver Lantern was written by Ida Falk."
     last = env.step("answer ida lindt")
     assert (last.reward, last.terminated, last.truncated) == (1.0, True, False)
-    assert last.info["success"] is True
+    assert (last.info["success"], last.info["score"]) == (True, 1.0)
     with pytest.raises(RuntimeError, match="no episode is running; the last one has its answer"):
         env.step("answer Ida Falk")
 

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, SupportsIndex
@@ -14,6 +15,7 @@ from typing import Any, Literal, SupportsIndex
 from trl_agentic.types import StepResult
 
 from .engine import ALFWorldEngine
+from .expert import Expert
 from .files import GameReference, find_games
 from .game import ALFWorldGame
 from .generator import SPLIT_SIZES, TASK_NAMES, GameDescription, describe_game, generate_game
@@ -224,6 +226,29 @@ class ALFWorldEnv:
             self._engine.close()
         self._engine = None
         self._over = "`reset` starts one"
+
+    def expert(self) -> Callable[[str], str]:
+        """The scripted expert for the running game: from each observation to an answer in `action_format`.
+
+        It reads what a policy reads and the admissible actions.
+        """
+        expert: Expert | None = None
+
+        def answer(observation: str) -> str:
+            nonlocal expert
+            if expert is None:
+                expert = Expert()
+                expert.reset(observation)
+            return self._written(expert.act(observation, self.admissible_actions))
+
+        return answer
+
+    def chance(self, draw: random.Random) -> Callable[[str], str]:
+        """Draws one of the admissible actions, in `action_format`."""
+        return lambda observation: self._written(draw.choice(self.admissible_actions))
+
+    def _written(self, command: str) -> str:
+        return command if self.action_format == "plain" else f"<think></think><action>{command}</action>"
 
     def _parse(self, answer: str) -> tuple[str, bool]:
         """The command in an answer, and whether the answer keeps to the format."""

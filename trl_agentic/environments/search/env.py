@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from trl_agentic.types import StepResult
 
 from .answers import exact_match, f1, parse_plain, parse_tags
 from .bm25 import BM25Retriever
+from .oracle import Oracle
 from .questions import load_questions
 from .retrieval import Passage, Retriever
 from .world import generate_world
@@ -180,7 +182,8 @@ class SearchEnv:
         Returns:
             [`StepResult`]: `terminated` by an answer, `truncated` by a turn without one after `max_searches` turns.
             The reward comes with the end. `info` has `is_action_valid` (the turn keeps to the format), `success` (the
-            answer is an exact match, whatever the format and the metric), `ground_truth` and `task_type`.
+            answer is an exact match, whatever the format and the metric), `score` (its word overlap, F1, from 0 to 1),
+            `ground_truth` and `task_type`.
 
         Raises:
             RuntimeError: no episode is running.
@@ -213,6 +216,7 @@ class SearchEnv:
             info={
                 "is_action_valid": move.is_well_formed,
                 "success": answered and exact_match(move.text, self._ground_truth) == 1.0,
+                "score": f1(move.text, self._ground_truth) if answered else 0.0,
                 "ground_truth": list(self._ground_truth),
                 "task_type": self._task_type,
             },
@@ -221,6 +225,34 @@ class SearchEnv:
     def close(self) -> None:
         """Ends the episode. The retriever is shared and stays as it is."""
         self._over = "`reset` starts one"
+
+    def expert(self) -> Callable[[str], str]:
+        """The scripted oracle of the generated world, for the running episode: from each observation to a turn in
+        `action_format`. It reads what a policy reads.
+
+        Raises:
+            ValueError: the question is none of a generated world.
+        """
+        oracle = Oracle()
+        oracle.reset(self._question)
+        return lambda observation: self._written(oracle.act(observation))
+
+    def chance(self, draw: random.Random) -> Callable[[str], str]:
+        """Searches for words of what it reads and answers with one of them, in `action_format`."""
+
+        def turn(observation: str) -> str:
+            words = re.findall(r"\w+", observation) or ["nothing"]
+            if draw.random() < 1 / 3:
+                return self._written(f"answer {draw.choice(words)}")
+            return self._written(f"search {' '.join(draw.choices(words, k=2))}")
+
+        return turn
+
+    def _written(self, turn: str) -> str:
+        if self.action_format == "plain":
+            return turn
+        kind, _, text = turn.partition(" ")
+        return f"<think></think><{kind}>{text}</{kind}>"
 
     def _paid(self, value: float) -> float:
         return -self.format_penalty if self._off_format and self.format_penalty else value

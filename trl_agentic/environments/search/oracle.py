@@ -5,9 +5,13 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from .env import SearchEnv
 from .world import RELATIONS, chain_of
+
+
+if TYPE_CHECKING:
+    from .env import SearchEnv
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import operator
 import os
+import random
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -14,6 +16,7 @@ from trl_agentic.types import StepResult
 from .catalogue import WebShopCatalogue
 from .engine import WebShopEngine, WebShopState
 from .goals import SPLITS, split_numbers
+from .oracle import RandomShopper, Shopper
 from .pages import Mode
 
 
@@ -190,7 +193,7 @@ class WebShopEnv:
                 f"No goal {number} in this WebShopEnv: the split {self.split!r} has the goals "
                 f"{self._numbers.start} to {self._numbers.stop - 1}."
             )
-        state = self._engine.reset(self._goals[number])
+        self._state = state = self._engine.reset(self._goals[number])
         self._steps, self._over = 0, ""
         return self._render(state)
 
@@ -213,7 +216,7 @@ class WebShopEnv:
             raise RuntimeError(f"WebShopEnv.step: no episode is running; {self._over}.")
         command, well_formed = self._parse(action)
         is_valid = well_formed and self._engine.does_something(command)
-        state = self._engine.step(command)
+        self._state = state = self._engine.step(command)
         self._steps += 1
         truncated = not state.done and self._steps >= self.max_steps
         if state.done or truncated:
@@ -239,6 +242,27 @@ class WebShopEnv:
     def close(self) -> None:
         """Ends the episode."""
         self._over = "`reset` starts one"
+
+    def expert(self) -> Callable[[str], str]:
+        """The scripted shopper ([`Shopper`]) for the running episode: from each page to an answer in `action_format`.
+
+        It earns what [`ceiling`] says.
+
+        Raises:
+            ValueError: `mode` is not `"text"`, the only pages that it reads.
+        """
+        if self._engine.mode != "text":
+            raise ValueError(f"WebShopEnv: the scripted shopper reads mode='text', not {self._engine.mode!r}.")
+        shopper = Shopper(self._engine, self.max_steps)
+        return lambda observation: self._written(shopper.act(self._state))
+
+    def chance(self, draw: random.Random) -> Callable[[str], str]:
+        """Searches for random words of the instruction and clicks on random things, in `action_format`."""
+        shopper = RandomShopper(self._engine, draw)
+        return lambda observation: self._written(shopper.act(self._state))
+
+    def _written(self, action: str) -> str:
+        return action if self.action_format == "plain" else f"<think></think><action>{action}</action>"
 
     def _parse(self, answer: str) -> tuple[str, bool]:
         """The action in an answer, and whether the answer keeps to the format."""
