@@ -130,6 +130,9 @@ class Counted:
         self._environment = make()
         self._tick = tick
 
+    def tasks(self) -> list[dict[str, Any]]:
+        return self._environment.tasks()
+
     def reset(self, **row: Any) -> str:
         return self._environment.reset(**row)
 
