@@ -212,7 +212,7 @@ def make_trainer(rule: str, seed: int, policy: str, settings: dict[str, Any], ou
 
 def run(rule: str, seed: int, policy: str, settings: dict[str, Any], arguments: argparse.Namespace) -> list[Any]:
     """Trains with one rule and seed; a row for each evaluation."""
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
 
     out = arguments.output_dir / "runs" / f"{rule}-{seed}"
     counter = StepCounter()
@@ -260,6 +260,7 @@ def run(rule: str, seed: int, policy: str, settings: dict[str, Any], arguments: 
             control.should_training_stop = counter.total >= arguments.budget
 
     trainer.add_callback(Evaluation())
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return rows
 
