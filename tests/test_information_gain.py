@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from trl_agentic.information_gain import answer_logprobs, check_full_attention, information_gains, turn_prefixes
-from trl_agentic.types import Trajectory, Turn
+from trl_agentic.types import Prompt, Trajectory, Turn
 
 
 Model = Callable[..., Path]
@@ -95,7 +95,10 @@ def case(turn_counts: list[int]) -> tuple[list[list[int]], list[list[int]], list
     """Rollouts that answered and rollouts that were cut in turns, with one to three accepted answers."""
     ids, boundaries, answers = [], [], []
     for i, turns in enumerate(turn_counts):
-        [(sequence, ends)] = turn_prefixes(rollout(turns, seed=i), closing_ids=tokens(4, seed=i) if i % 2 else None)
+        trajectory = rollout(turns, seed=i)
+        if i % 2:
+            trajectory.final_prompt = Prompt(tokens(4, seed=i), extends=True)
+        [(sequence, ends)] = turn_prefixes(trajectory)
         ids.append(sequence)
         boundaries.append(ends)
         answers.append([tokens(1 + (i + k) % 5, seed=10 * i + k) for k in range(1 + i % 3)])
@@ -237,14 +240,16 @@ def test_boundaries_stand_before_each_action():
     # It answered: what follows the last boundary is the answer turn, which is not looked at.
     assert turn_prefixes(trajectory) == [([1, 2, 3, 10, 4, 11, 12, 5, 6], [3, 5, 9])]
     # It was cut: one more boundary, after the last observation.
-    cut = turn_prefixes(trajectory, closing_ids=[7, 8])
-    assert cut == [([1, 2, 3, 10, 4, 11, 12, 5, 6, 13, 7, 8], [3, 5, 9, 12])]
-    assert turn_prefixes(Trajectory(task={}), closing_ids=[7]) == []
+    trajectory.final_prompt = Prompt([7, 8], extends=True)
+    assert turn_prefixes(trajectory) == [([1, 2, 3, 10, 4, 11, 12, 5, 6, 13, 7, 8], [3, 5, 9, 12])]
+    assert turn_prefixes(Trajectory(task={})) == []
 
 
 def test_a_prompt_that_was_rendered_anew_begins_another_sequence():
     trajectory = Trajectory(task={}, turns=[turn([1], [10]), turn([1, 2], [11], extends=False), turn([3], [12])])
     assert turn_prefixes(trajectory) == [([1], [1]), ([1, 2, 11, 3], [2, 4])]
+    trajectory.final_prompt = Prompt([1, 9], extends=False)
+    assert turn_prefixes(trajectory) == [([1], [1]), ([1, 2, 11, 3], [2, 4]), ([1, 9], [2])]
 
 
 def test_gains_by_hand():

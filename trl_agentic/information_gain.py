@@ -25,35 +25,29 @@ __all__ = ["answer_logprobs", "information_gains", "turn_prefixes"]
 INFORMATION_GAINS = ("prob", "log_prob")
 
 
-def turn_prefixes(
-    trajectory: Trajectory, closing_ids: Sequence[int] | None = None
-) -> list[tuple[list[int], list[int]]]:
+def turn_prefixes(trajectory: Trajectory) -> list[tuple[list[int], list[int]]]:
     """The token sequences of a rollout, and where its turn boundaries are.
 
-    Boundary 0 is the end of the first prompt, boundary t the end of what the policy read after turn t: the ids are
-    those that were sampled and observed, and every prefix ends with the generation prompt of the next turn.
+    Boundary t is the end of what the policy read before turn t, the first prompt for t = 0: the ids are those that
+    were sampled and observed, and every prefix ends with the generation prompt of its turn.
 
     Args:
         trajectory ([`~types.Trajectory`]): a rollout with T turns.
-        closing_ids (`Sequence[int]`, *optional*): ids from the last action to a next one that was never sampled, if
-            the rollout ended with an observation.
 
     Returns:
         `(ids, boundaries)` for each maximal run of turns that extend one another: boundaries are lengths of prefixes
-        of `ids`. Together there are T boundaries, or T + 1 with `closing_ids`.
+        of `ids`. Together there are T boundaries, or T + 1 if the trajectory has a `final_prompt`.
     """
     runs: list[tuple[list[int], list[int]]] = []
-    for turn in trajectory.turns:
-        if not turn.extends or not runs:
+    final = trajectory.final_prompt if trajectory.turns else None
+    parts = [(turn.prompt_ids, turn.extends, turn.action_ids) for turn in trajectory.turns]
+    for prompt_ids, extends, action_ids in parts + ([] if final is None else [(final.ids, final.extends, [])]):
+        if not extends or not runs:
             runs.append(([], []))
         ids, boundaries = runs[-1]
-        ids += turn.prompt_ids
+        ids += prompt_ids
         boundaries.append(len(ids))
-        ids += turn.action_ids
-    if runs and closing_ids is not None:
-        ids, boundaries = runs[-1]
-        ids += closing_ids
-        boundaries.append(len(ids))
+        ids += action_ids
     return [(ids[: boundaries[-1]], boundaries) for ids, boundaries in runs]
 
 

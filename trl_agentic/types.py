@@ -48,6 +48,19 @@ class StopReason(StrEnum):
     """The environment failed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is put before an action.
+
+    Attributes:
+        ids: token ids.
+        extends: whether they continue the ids of the turn before; otherwise they are the whole prompt.
+    """
+
+    ids: list[int]
+    extends: bool
+
+
 @dataclass(slots=True)
 class Turn:
     """One environment step as the policy lived it. Holds only the tokens that the turn *adds*.
@@ -91,6 +104,8 @@ class Trajectory:
         final_anchor_state: the state after the last action, `None` when there is none (a terminal state has no value).
         success: what the environment said in `info["success"]`, `None` if it never did.
         error: the traceback of a failed environment.
+        final_prompt: what the policy would have read before another action; `None` if the last one had no answer to
+            read (a terminal one, an error).
     """
 
     task: dict[str, Any]
@@ -100,6 +115,7 @@ class Trajectory:
     final_anchor_state: str | None = None
     success: bool | None = None
     error: str | None = None
+    final_prompt: Prompt | None = None
 
     @property
     def episode_return(self) -> float:

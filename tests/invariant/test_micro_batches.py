@@ -35,7 +35,7 @@ def test_any_cut_trains_the_same(loss_type: str, num_iterations: int, model_dir:
     for size, cuts, budget in CUTS:
         trainer = trainer_of(
             model_dir, tmp_path, size, cuts, loss_type=loss_type, num_iterations=num_iterations, beta=0.1,
-            max_tokens_per_micro_batch=budget,
+            max_tokens_per_micro_batch=budget, max_context_length=150,
         )  # fmt: skip
         trainer.train()
         logged = {key: history(trainer, key) for key in ("loss", "kl", "entropy", "clip_ratio/region_mean")}
@@ -77,7 +77,7 @@ def test_micro_batches_hold_rows_of_like_length(
 
 def test_chance_decides_which_optimizer_step_a_rollout_is_for(model_dir: Path, tmp_path: Path):
     """Two optimizer steps on one batch: sorted as a whole, the first would have all of the long rollouts."""
-    trainer = trainer_of(model_dir, tmp_path, 4, 1, steps_per_generation=2, max_tokens_per_micro_batch=150)
+    trainer = trainer_of(model_dir, tmp_path, 4, 1, steps_per_generation=2, max_tokens_per_micro_batch=200)
     trainer.model.train()
     torch.manual_seed(0)
     order = torch.randperm(8).tolist()
@@ -103,8 +103,9 @@ def test_a_loss_with_means_over_micro_batches_keeps_their_rows(model_dir: Path, 
 
 
 def test_a_row_longer_than_the_budget(model_dir: Path, tmp_path: Path):
-    """Known only when it is there; the message names a budget that works."""
-    trainer = trainer_of(model_dir, tmp_path, 8, 1, max_tokens_per_micro_batch=40)
+    """A task whose prompt is longer than that of the first one; the message names a budget that works."""
+    trainer = trainer_of(model_dir, tmp_path, 8, 1, max_tokens_per_micro_batch=200)
+    trainer.args.max_tokens_per_micro_batch = 40
     trainer.model.train()
     with pytest.raises(
         ValueError, match="`max_tokens_per_micro_batch` is 40, but .* to at least ([0-9]+), or"

@@ -16,13 +16,13 @@ import pytest
 from tests.tiny_model import build_tiny_tokenizer
 from tests.toys import Corridor
 from trl_agentic.rollout.chat import ChatRenderer
+from trl_agentic.rollout.context import first_messages
 from trl_agentic.rollout.engines import LockstepEngine, Request, Sample
 from trl_agentic.rollout.loop import (
     Budgets,
     Episode,
     RolloutClock,
     derived_seed,
-    first_messages,
     play,
 )
 from trl_agentic.types import StepResult, StopReason, Trajectory

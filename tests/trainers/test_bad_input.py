@@ -33,7 +33,9 @@ Model = Callable[..., Path]
 
 def construct(model: Any, output_dir: Path, environment: Any = Corridor, **changes: Any) -> GAGPOTrainer:
     own = {"train_dataset": tasks()} | {
-        name: changes.pop(name) for name in ("train_dataset", "processing_class", "reward_funcs") if name in changes
+        name: changes.pop(name)
+        for name in ("train_dataset", "processing_class", "reward_funcs", "prompt_renderer")
+        if name in changes
     }
     args = small_config(GAGPOConfig, output_dir, **changes)
     return GAGPOTrainer(str(model), args=args, environment_factory=environment, **own)
@@ -96,10 +98,42 @@ def test_a_context_that_cannot_hold_the_first_prompt(tiny_model_dir: Model, tmp_
         construct(tiny_model_dir(), tmp_path, train_dataset=long)
 
 
-def test_a_budget_that_cannot_hold_a_first_turn(tiny_model_dir: Model, tmp_path: Path):
-    message = r"`max_tokens_per_micro_batch` is 30, but the first prompt has 34 tokens .* 194 tokens: set it to that"
+@pytest.mark.parametrize(
+    ("changes", "longest", "fields"),
+    [
+        ({}, 34 + 160, "`max_context_length` or `max_completion_length`"),
+        ({"pad_to_multiple_of": 8}, 200, "`max_context_length` or `max_completion_length`"),
+        ({"max_context_length": 120}, 120, "`max_context_length` or `max_completion_length`"),
+        ({"context": "window"}, 4096, "`max_context_length`: "),
+        ({"context": "window", "max_context_length": 120}, 120, "`max_context_length`: "),
+    ],
+)
+def test_a_budget_smaller_than_the_longest_row(
+    changes: dict[str, Any], longest: int, fields: str, tiny_model_dir: Model, tmp_path: Path
+):
+    message = f"`max_tokens_per_micro_batch` is {longest - 1}, .* at least {longest}, or lower {fields}"
     with pytest.raises(ValueError, match=message):
-        construct(tiny_model_dir(), tmp_path, max_tokens_per_micro_batch=30)
+        construct(tiny_model_dir(), tmp_path, max_tokens_per_micro_batch=longest - 1, **changes)
+    construct(tiny_model_dir(), tmp_path, max_tokens_per_micro_batch=longest, **changes)
+
+
+def test_a_history_that_overflows_the_context(tiny_model_dir: Model, tmp_path: Path):
+    changes = {"context": "window", "max_turn_tokens": 20, "max_completion_length": 400, "max_turns": 9}
+    message = "`history_length` is 5, but .* 154 tokens and the context holds 120 .* to at most 3, lower"
+    with pytest.raises(ValueError, match=message):
+        construct(tiny_model_dir(), tmp_path, history_length=5, max_context_length=120, **changes)
+    construct(tiny_model_dir(), tmp_path, history_length=3, max_context_length=120, **changes)
+    construct(tiny_model_dir(), tmp_path, history_length=500, max_context_length=250, **changes)  # has nine turns
+
+
+def test_a_renderer_needs_the_window(tiny_model_dir: Model, tmp_path: Path):
+    def renderer(view: Any) -> Any:
+        return view.observation
+
+    with pytest.raises(ValueError, match="`prompt_renderer` needs `context='window'`, but `context` is 'full'"):
+        construct(tiny_model_dir(), tmp_path, prompt_renderer=renderer)
+    with pytest.raises(TypeError, match="`prompt_renderer` must return a list of messages .* got 'You stand"):
+        construct(tiny_model_dir(), tmp_path, context="window", prompt_renderer=renderer)
 
 
 def test_a_dataset_without_rows(tiny_model_dir: Model, tmp_path: Path):
@@ -243,6 +277,23 @@ def test_reward_weights_for_other_functions(tiny_model_dir: Model, tmp_path: Pat
             AgenticConfig,
             {"max_turn_tokens": 200},
             r"`max_turn_tokens` \(200\) is more than `max_completion_length` \(160",
+        ),
+        (AgenticConfig, {"context": "last"}, "`context` must be 'full' or 'window', got 'last'"),
+        (AgenticConfig, {"history_length": -1}, "`history_length` must not be negative, got -1"),
+        (
+            AgenticConfig,
+            {"context": "window", "importance_sampling_level": "sequence"},
+            "`importance_sampling_level='sequence'` does not fit `context='window'`.* Use 'turn'",
+        ),
+        (
+            AgenticConfig,
+            {"context": "window", "vllm_importance_sampling_mode": "sequence_mask"},
+            "`vllm_importance_sampling_mode='sequence_mask'` does not fit .* Use 'turn_mask'",
+        ),
+        (
+            AgenticConfig,
+            {"context": "window", "loss_type": "bnpo"},
+            "`loss_type='bnpo'` has no form that fits `context='window'`. Use one of turn, grpo, dapo",
         ),
         (AgenticConfig, {"overlong_turn": "retry"}, "`overlong_turn` must be 'continue' or 'stop', got 'retry'"),
         (AgenticConfig, {"invalid_action_penalty": -1.0}, "`invalid_action_penalty` must not be negative"),

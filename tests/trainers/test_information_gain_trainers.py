@@ -95,7 +95,8 @@ def test_gains_of_rollouts_that_end_otherwise(tiny_model_dir: Model, tmp_path: P
     whole = trainer.information_gains(rows, played)
     assert not any(math.isnan(gain) for own in whole for gain in own)
     # The environment never answered the last turn: it has no gain. A failed rollout has none at all.
-    odd = [replace(played[0], stop_reason=StopReason.TURN_LENGTH), replace(played[1], stop_reason=StopReason.ERROR)]
+    unread = replace(played[0], stop_reason=StopReason.TURN_LENGTH, final_prompt=None)
+    odd = [unread, replace(played[1], stop_reason=StopReason.ERROR)]
     unanswered, failed = trainer.information_gains(rows, odd)
     assert_gains(unanswered, [*whole[0][:2], math.nan])
     assert_gains(failed, [math.nan] * 3)

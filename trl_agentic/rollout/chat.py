@@ -53,6 +53,8 @@ class ChatRenderer:
         self._template_kwargs = chat_template_kwargs or {}
         added = {i for token, i in tokenizer.get_added_vocab().items() if token.replace("\u2581", " ").strip()}
         self._control_ids = frozenset(added) | frozenset(tokenizer.all_special_ids)  # runs of spaces control nothing
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special_ids = frozenset(special) | frozenset(tokenizer.all_special_ids)
         self._fill_cached = lru_cache(maxsize=4096)(self._fill)
         self._glue_cached = lru_cache(maxsize=64)(self._glue)
         probe = [{"role": "user", "content": "a"}]
@@ -94,6 +96,16 @@ class ChatRenderer:
         if ended and ids and ids[0] in self._eos_token_ids:
             return ids[1:]
         return ids
+
+    def echo_ids(self, ids: list[int], ended: bool) -> list[int]:
+        """Ids of an earlier action for a prompt that shows it again: as sampled, but without special tokens.
+
+        Args:
+            ids: what was sampled.
+            ended: whether the last id ends the turn; it is kept.
+        """
+        end = len(ids) - 1 if ended else len(ids)
+        return [i for i in ids[:end] if i not in self._special_ids] + ids[end:]
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         """Text of sampled ids."""

@@ -19,8 +19,9 @@ import numpy as np
 
 from trl_agentic.environments.base import Environment
 from trl_agentic.rollout.chat import ChatRenderer
+from trl_agentic.rollout.context import FULL, Context, first_prompt, next_prompt, observation_ids
 from trl_agentic.rollout.engines import Engine, Request, Sample
-from trl_agentic.types import StepResult, StopReason, Trajectory, Turn
+from trl_agentic.types import Prompt, StepResult, StopReason, Trajectory, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Budgets:
     Attributes:
         max_turns: turns of a rollout.
         max_turn_tokens: tokens that the policy may sample in one turn.
-        max_rollout_tokens: tokens after the first prompt, sampled and observed.
+        max_rollout_tokens: tokens after the first prompt, sampled and observed, each counted once however often a
+            prompt shows it.
         max_context: tokens of the model's context.
         stop_at_overlong_turn: end the rollout at a turn without an end-of-turn token, instead of handing what there is
             to the environment.
@@ -80,9 +82,9 @@ class _Rollout:
     index: int
     episode: Episode
     trajectory: Trajectory
-    context: list[int] = field(default_factory=list)  # all ids so far
-    pending: list[int] = field(default_factory=list)  # ids to put before the next action
-    first_prompt: int = 0
+    context: list[int] = field(default_factory=list)  # all ids of the run of turns that the next one may extend
+    prompt: Prompt = field(default_factory=lambda: Prompt([], extends=False))  # of the next action
+    spent: int = 0  # tokens sampled and observed
     observation: str = ""
     anchor: str = ""
     done: bool = False
@@ -103,6 +105,7 @@ def play(
     budgets: Budgets,
     on_done: Callable[[int], object] | None = None,
     clock: RolloutClock | None = None,
+    context: Context = FULL,
 ) -> list[Trajectory]:
     """Plays all episodes to their end.
 
@@ -116,6 +119,7 @@ def play(
         budgets: limits of each rollout.
         on_done: called with the number of rollouts that just ended.
         clock: where to add the seconds spent.
+        context: how much of a rollout its prompts show.
 
     Returns:
         One trajectory for each episode, in order.
@@ -123,7 +127,7 @@ def play(
     Raises:
         Exception: what the engine raised.
     """
-    return _Play(episodes, engine, chat, budgets, on_done, clock or RolloutClock()).run()
+    return _Play(episodes, engine, chat, budgets, on_done, clock or RolloutClock(), context).run()
 
 
 class _Play:
@@ -135,8 +139,10 @@ class _Play:
         budgets: Budgets,
         on_done: Callable[[int], object] | None,
         clock: RolloutClock,
+        context: Context,
     ):
         self._engine, self._chat, self._budgets, self._on_done, self._clock = engine, chat, budgets, on_done, clock
+        self._context = context
         self._rollouts = [_Rollout(i, episode, Trajectory(task=episode.task)) for i, episode in enumerate(episodes)]
         self._active = len(episodes)
         self._busy = 0  # rollouts that wait for their environment; the other active ones wait for the engine
@@ -186,7 +192,7 @@ class _Play:
             if isinstance(result, Exception):
                 raise result
             read = _read_result if rollout.trajectory.turns else _read_first
-            read(rollout, result, self._chat, self._budgets)
+            read(rollout, result, self._chat, self._budgets, self._context)
         except Exception as error:
             rollout.fail(error)
         if rollout.done:
@@ -216,7 +222,7 @@ class _Play:
         """Has the policy sample the next turn."""
         request = Request(
             rollout.index,
-            rollout.context + rollout.pending,
+            rollout.context + rollout.prompt.ids,
             self._budgets.max_turn_tokens,
             turn_seed(rollout.episode.seed, rollout.trajectory),
         )
@@ -233,39 +239,13 @@ def derived_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
-def first_messages(task: dict[str, Any], observation: str | None) -> list[dict[str, Any]]:
-    """Messages of a rollout's first prompt: the row's `prompt`, then the first observation.
-
-    An observation is appended to the last message if that is the user's, as TRL does, and is a user message of its own
-    otherwise. `prompt` may be absent, a list of messages or a string.
-
-    Raises:
-        ValueError: there is neither a prompt nor an observation.
-    """
-    prompt = task.get("prompt") or []
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-    if observation:
-        if messages and messages[-1]["role"] == "user":
-            content = messages[-1]["content"]
-            text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-            messages[-1]["content"] = text + observation
-        else:
-            messages.append({"role": "user", "content": observation})
-    if not messages:
-        raise ValueError(
-            "A rollout needs a first prompt: `reset` returned nothing and the row has no `prompt` column."
-        )
-    return messages
-
-
-def _read_first(rollout: _Rollout, observation: Any, chat: ChatRenderer, budgets: Budgets) -> None:
+def _read_first(rollout: _Rollout, observation: Any, chat: ChatRenderer, budgets: Budgets, context: Context) -> None:
     """Takes what `reset` returned."""
     if observation is not None and not isinstance(observation, str):
         raise TypeError(f"`reset` must return the first observation as `str`, got {type(observation).__name__}.")
-    messages = first_messages(rollout.episode.task, observation)
-    rollout.pending = chat.prompt_ids(messages, tools=rollout.episode.tools)
+    episode = rollout.episode
+    rollout.prompt = first_prompt(chat, context, episode.task, observation or "", episode.tools)
     rollout.observation = rollout.anchor = observation or ""
-    rollout.first_prompt = len(rollout.pending)
     _check_budgets(rollout, budgets)
 
 
@@ -273,25 +253,26 @@ def _add_turn(rollout: _Rollout, sample: Sample, chat: ChatRenderer, budgets: Bu
     """Takes what the policy sampled."""
     trajectory = rollout.trajectory
     turn = Turn(
-        prompt_ids=rollout.pending,
+        prompt_ids=rollout.prompt.ids,
         action_ids=sample.ids,
         logprobs=sample.logprobs,
         action=chat.decode(sample.ids, skip_special_tokens=not rollout.episode.raw_action),
         observation=rollout.observation,
         anchor_state=rollout.anchor,
-        extends=bool(trajectory.turns),
+        extends=rollout.prompt.extends,
         cut=not sample.ended,
     )
-    rollout.context = rollout.context + rollout.pending + sample.ids
+    rollout.context = rollout.context + rollout.prompt.ids + sample.ids
     trajectory.turns.append(turn)
+    trajectory.final_prompt = None
     if turn.cut and budgets.stop_at_overlong_turn:
         trajectory.final_anchor_state = rollout.anchor
         rollout.stop(StopReason.TURN_LENGTH)
 
 
-def _read_result(rollout: _Rollout, result: Any, chat: ChatRenderer, budgets: Budgets) -> None:
+def _read_result(rollout: _Rollout, result: Any, chat: ChatRenderer, budgets: Budgets, context: Context) -> None:
     """Takes what `step` returned."""
-    trajectory, role = rollout.trajectory, rollout.episode.observation_role
+    trajectory = rollout.trajectory
     _check_step_result(result)
     turn = trajectory.turns[-1]
     turn.reward = float(result.reward)
@@ -302,14 +283,24 @@ def _read_result(rollout: _Rollout, result: Any, chat: ChatRenderer, budgets: Bu
     if result.terminated:
         rollout.stop(StopReason.TERMINATED)
         return
-    rollout.observation = result.observation
+    _observe(rollout, result.observation, chat, context)
     rollout.anchor = trajectory.final_anchor_state = result.info.get("anchor_state", result.observation)
     if result.truncated:
         rollout.stop(StopReason.TRUNCATED)
         return
-    contents = result.info["tool_results"] if role == "tool" else [result.observation]
-    rollout.pending = chat.observation_ids(contents, ended=not turn.cut, role=role)
     _check_budgets(rollout, budgets)
+
+
+def _observe(rollout: _Rollout, observation: str, chat: ChatRenderer, context: Context) -> None:
+    """Makes the prompt that the policy reads next."""
+    trajectory, episode = rollout.trajectory, rollout.episode
+    turn, role = trajectory.turns[-1], episode.observation_role
+    rollout.spent += len(turn.action_ids) + len(observation_ids(chat, turn, observation, role))
+    prompt = next_prompt(chat, context, trajectory, observation, rollout.context, episode.tools, role)
+    rollout.prompt = trajectory.final_prompt = prompt
+    if not prompt.extends:
+        rollout.context = []
+    rollout.observation = observation
 
 
 def _check_step_result(result: StepResult) -> None:
@@ -327,10 +318,10 @@ def _check_step_result(result: StepResult) -> None:
 
 def _check_budgets(rollout: _Rollout, budgets: Budgets) -> None:
     """Ends the rollout if another whole turn does not fit."""
-    next_turn = len(rollout.context) + len(rollout.pending) + budgets.max_turn_tokens
+    length = len(rollout.context) + len(rollout.prompt.ids)
     if len(rollout.trajectory.turns) >= budgets.max_turns:
         rollout.stop(StopReason.MAX_TURNS)
-    elif next_turn > budgets.max_context:
+    elif length + budgets.max_turn_tokens > budgets.max_context:
         rollout.stop(StopReason.CONTEXT_LENGTH)
-    elif next_turn - rollout.first_prompt > budgets.max_rollout_tokens:
+    elif rollout.spent + budgets.max_turn_tokens > budgets.max_rollout_tokens:
         rollout.stop(StopReason.ROLLOUT_LENGTH)

@@ -35,9 +35,10 @@ from trl_agentic.environments.tools import ToolEnvironment
 from trl_agentic.loss import aggregate, clipped_surrogate, count_turns, engine_correction, importance_ratio
 from trl_agentic.micro_batches import cut_by_rows, cut_by_tokens, split_to, take_rows
 from trl_agentic.rollout.chat import ChatRenderer
-from trl_agentic.rollout.context import Row, trajectory_rows
+from trl_agentic.rollout.context import Context, Renderer, Row, first_messages, first_prompt, trajectory_rows
 from trl_agentic.rollout.engines import Engine, Sampling, TransformersEngine, TRLVLLMEngine
-from trl_agentic.rollout.loop import Budgets, Episode, RolloutClock, derived_seed, first_messages, play
+from trl_agentic.rollout.loop import Budgets, Episode, RolloutClock, derived_seed, play
+from trl_agentic.trainers.budgets import check_budgets
 from trl_agentic.trainers.config import AgenticConfig
 from trl_agentic.trainers.metrics import EpisodeSummary, episode_metrics, summarize
 from trl_agentic.trainers.pool import EnvironmentPool, Factory
@@ -75,7 +76,7 @@ class AgenticTrainer(GRPOTrainer):
         args ([`AgenticConfig`]):
             Arguments of the trainer.
         train_dataset (`Dataset` or `IterableDataset`, *optional*):
-            One row a task, handed to `reset`; `prompt` (messages) is optional and opens the conversation. If `None`,
+            One row a task, handed to `reset`; `prompt` (messages) is optional and opens the conversation. If
             the environment's own `tasks()`.
         eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers, quantization_config,
         peft_config:
@@ -83,6 +84,9 @@ class AgenticTrainer(GRPOTrainer):
         environment_factory (`Callable` or `dict[str, Callable]`):
             Makes an environment ([`~trl_agentic.environments.Environment`], or a TRL tool-style class). With a
             dictionary, a row's `environment` selects one.
+        prompt_renderer (`Callable[[View], list[dict]]`, *optional*):
+            Makes the messages of every prompt from a [`~trl_agentic.rollout.View`], with `context="window"`. If
+            `None`, a prompt is the conversation itself, of which the oldest turns are left out.
 
     Raises:
         ValueError: the arguments, the tasks, the chat template or the budgets cannot work. Raised before training.
@@ -108,11 +112,15 @@ class AgenticTrainer(GRPOTrainer):
         quantization_config: Any = None,
         peft_config: Any = None,
         environment_factory: Factory | dict[str, Factory] | None = None,
+        prompt_renderer: Renderer | None = None,
     ):
         if not isinstance(args, AgenticConfig):
             raise TypeError(f"`args` must be an `AgenticConfig`, got {type(args).__name__}.")
         if isinstance(processing_class, ProcessorMixin):
             raise TypeError("Only text models are supported: pass a tokenizer as `processing_class`.")
+        if prompt_renderer is not None and args.context != "window":
+            raise ValueError(f"`prompt_renderer` needs `context='window'`, but `context` is {args.context!r}.")
+        self.context = Context(args.history_length if args.context == "window" else None, prompt_renderer)
         self.environment_pool = EnvironmentPool(environment_factory)
         if train_dataset is None:
             train_dataset = _dataset(self.environment_pool.tasks())
@@ -268,21 +276,9 @@ class AgenticTrainer(GRPOTrainer):
         """Fails now, rather than after the first generation, if the budgets cannot hold a first prompt."""
         environment = self.environment_pool.take([row], self._tokenizer, self.chat_template_kwargs)[0]
         tools = environment.tools if isinstance(environment, ToolEnvironment) else None
-        observation = environment.reset(**self.environment_pool.reset_arguments(row))
-        length = len(self.chat.prompt_ids(first_messages(row, observation), tools=tools))
-        if length + self.budgets.max_turn_tokens > self.budgets.max_context:
-            raise ValueError(
-                f"The first prompt has {length} tokens and a turn may have {self.budgets.max_turn_tokens} "
-                f"(`max_turn_tokens`), but the context holds {self.budgets.max_context} (`max_context_length`). "
-                "Shorten the prompt, lower `max_turn_tokens` or raise `max_context_length`."
-            )
-        budget = self.args.max_tokens_per_micro_batch
-        if budget is not None and length + self.budgets.max_turn_tokens > budget:
-            raise ValueError(
-                f"`max_tokens_per_micro_batch` is {budget}, but the first prompt has {length} tokens and a turn may "
-                f"have {self.budgets.max_turn_tokens} (`max_turn_tokens`). A rollout may grow to "
-                f"{min(length + self.budgets.max_rollout_tokens, self.budgets.max_context)} tokens: set it to that."
-            )
+        task = self.environment_pool.reset_arguments(row)
+        prompt = first_prompt(self.chat, self.context, task, environment.reset(**task) or "", tools)
+        check_budgets(self.args, self.budgets, len(prompt.ids))
 
     # Rollouts
 
@@ -379,7 +375,7 @@ class AgenticTrainer(GRPOTrainer):
                 )
             )
         with self._engine(temperature) as engine:
-            trajectories = play(episodes, engine, self.chat, self.budgets, on_done, clock)
+            trajectories = play(episodes, engine, self.chat, self.budgets, on_done, clock, self.context)
         self.environments = [e.instance if isinstance(e, ToolEnvironment) else e for e in environments]
         for environment, trajectory in zip(environments, trajectories, strict=True):
             if isinstance(environment, ToolEnvironment) and trajectory.turns and trajectory.error is None:

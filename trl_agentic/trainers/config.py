@@ -24,6 +24,11 @@ class AgenticConfig(GRPOConfig):
             Tokens that the policy may sample in one turn. A turn is started only if all of them fit into the budgets.
         max_context_length (`int`, *optional*):
             Tokens of context. If `None`, `vllm_max_model_length`, or else the model's `max_position_embeddings`.
+        context (`str`, *optional*, defaults to `"full"`):
+            What a prompt shows: `"full"` the whole rollout, `"window"` the task, the last `history_length` pairs of
+            observation and action and the current observation. Turns that extend one another share a training row.
+        history_length (`int`, *optional*, defaults to `2`):
+            Pairs of observation and action before the current observation, with `context="window"`.
         overlong_turn (`str`, *optional*, defaults to `"continue"`):
             What happens to a turn without an end-of-turn token: `"continue"` hands its text to the environment,
             `"stop"` ends the rollout with `StopReason.TURN_LENGTH`.
@@ -60,6 +65,14 @@ class AgenticConfig(GRPOConfig):
     max_context_length: int | None = field(
         default=None,
         metadata={"help": "Tokens of context; `vllm_max_model_length` or `max_position_embeddings` if `None`."},
+    )
+    context: str = field(
+        default="full",
+        metadata={"help": "What a prompt shows of the rollout: all, or its end.", "choices": ["full", "window"]},
+    )
+    history_length: int = field(
+        default=2,
+        metadata={"help": "Pairs of observation and action before the current observation, with `context='window'`."},
     )
     overlong_turn: str = field(
         default="continue",
@@ -104,6 +117,10 @@ class AgenticConfig(GRPOConfig):
                 f"({self.max_completion_length}), so no turn fits. Raise `max_completion_length` or lower "
                 "`max_turn_tokens`."
             )
+        if self.context not in ("full", "window"):
+            raise ValueError(f"`context` must be 'full' or 'window', got {self.context!r}.")
+        if self.history_length < 0:
+            raise ValueError(f"`history_length` must not be negative, got {self.history_length}.")
         if self.overlong_turn not in ("continue", "stop"):
             raise ValueError(f"`overlong_turn` must be 'continue' or 'stop', got {self.overlong_turn!r}.")
         if self.save_trajectories_steps < 0:
@@ -115,6 +132,14 @@ class AgenticConfig(GRPOConfig):
                 "`importance_sampling_level` must be 'token', 'turn' or 'sequence', got "
                 f"{self.importance_sampling_level!r}."
             )
+        if self.context == "window":
+            for name in ("importance_sampling_level", "vllm_importance_sampling_mode"):
+                level, _, form = getattr(self, name).partition("_")
+                if level == "sequence":
+                    raise ValueError(
+                        f"`{name}={getattr(self, name)!r}` does not fit `context='window'`, where a rollout is "
+                        f"several sequences. Use '{'_'.join(['turn', form]).rstrip('_')}'."
+                    )
         modes = [f"{level}_{form}" for level in ("token", "turn", "sequence") for form in ("truncate", "mask")]
         if self.vllm_importance_sampling_mode not in modes:
             raise ValueError(
@@ -174,6 +199,8 @@ class AgenticConfig(GRPOConfig):
             return "loss_type='turn'"
         if self.max_tokens_per_micro_batch is not None:
             return f"max_tokens_per_micro_batch={self.max_tokens_per_micro_batch}"
+        if self.context == "window":
+            return "context='window'"
         return None
 
     def _check_turn_loss(self) -> None:
@@ -192,6 +219,6 @@ class AgenticConfig(GRPOConfig):
             if getattr(self, name) != off:
                 raise ValueError(
                     f"`{name}` is not supported with `{self._turn_loss_reason}`. Leave it at {off}, or use "
-                    "`importance_sampling_level='token'`, one of TRL's loss types and "
-                    "`max_tokens_per_micro_batch=None`."
+                    "`importance_sampling_level='token'`, one of TRL's loss types, `max_tokens_per_micro_batch=None` "
+                    "and `context='full'`."
                 )

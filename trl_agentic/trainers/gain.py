@@ -19,10 +19,6 @@ from trl_agentic.trainers.config import AgenticConfig
 from trl_agentic.types import StopReason, Trajectory, TurnBatch
 
 
-# A rollout that ended so has nothing that the policy would have read after its last turn.
-_WITHOUT_LAST_OBSERVATION = (StopReason.TERMINATED, StopReason.TURN_LENGTH, StopReason.ERROR)
-
-
 @dataclass
 class InformationGainConfig(AgenticConfig):
     r"""
@@ -108,8 +104,8 @@ class InformationGainTrainer(AgenticTrainer):
         sequences: list[list[int]] = []
         boundaries: list[list[int]] = []
         answers: list[list[list[int]]] = []
-        for i, (row, trajectory) in enumerate(zip(rows, trajectories, strict=True)):
-            prefixes = turn_prefixes(trajectory, self._closing_ids(row, trajectory))
+        for i, trajectory in enumerate(trajectories):
+            prefixes = turn_prefixes(trajectory)
             process_turns = sum(len(ends) for _, ends in prefixes) - 1
             if process_turns < 1 or trajectory.stop_reason is StopReason.ERROR:
                 continue
@@ -151,14 +147,6 @@ class InformationGainTrainer(AgenticTrainer):
             torch.cat([score, score.new_full((len(ends) - len(score),), torch.nan)])
             for ends, score in zip(boundaries, scores, strict=True)
         ]
-
-    def _closing_ids(self, row: dict[str, Any], trajectory: Trajectory) -> list[int] | None:
-        """Ids of the observation that a rollout was cut after."""
-        if not trajectory.turns or trajectory.stop_reason in _WITHOUT_LAST_OBSERVATION:
-            return None
-        last, tools = trajectory.turns[-1], self.environment_pool.is_tool_style(row)
-        contents = last.info["tool_results"] if tools else [trajectory.final_observation]
-        return self.chat.observation_ids(contents, ended=not last.cut, role="tool" if tools else "user")
 
     def _answers(self, trajectory: Trajectory) -> list[list[int]]:
         told = [turn.info["ground_truth"] for turn in trajectory.turns if "ground_truth" in turn.info]
