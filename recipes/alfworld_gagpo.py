@@ -12,24 +12,20 @@ and an evaluation on rooms it has never seen before and after. With the paper's 
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alfworld_warm_start import WarmStartArguments, sft_defaults, warm_start
+from before_after import model_init_kwargs, train_and_evaluate
 from datasets import Dataset
-from transformers import TrainerCallback
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from trl_agentic import GAGPOConfig, GAGPOTrainer
 from trl_agentic.environments import ALFWorldEnv
 from trl_agentic.environments.alfworld import find_games, small_policy
-from trl_agentic.evaluation import SuccessRate, markdown_table, save_trajectories, success_by_task_type
-from trl_agentic.viewer import plot_learning_curve
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "alfworld_gagpo" / "quickstart.yaml"
@@ -103,16 +99,6 @@ def environment(arguments: ALFWorldArguments, split: str, num_games: int | None,
     )
 
 
-class EvaluateBefore(TrainerCallback):
-    """Evaluates when training begins: with several processes the model is sharded by then, and not earlier."""
-
-    def __init__(self, evaluate: Callable[[], None]):
-        self.evaluate = evaluate
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.evaluate()
-
-
 def main(arguments: ALFWorldArguments, training: GAGPOConfig, model: ModelConfig) -> None:
     out = Path(training.output_dir)
     policy = model.model_name_or_path
@@ -128,11 +114,7 @@ def main(arguments: ALFWorldArguments, training: GAGPOConfig, model: ModelConfig
     }
     rows = {name: [{**row, "environment": name} for row in make().tasks()] for name, make in factories.items()}
     if model.model_name_or_path is None or not training.model_init_kwargs:
-        training.model_init_kwargs = {
-            "dtype": model.dtype,
-            "attn_implementation": model.attn_implementation,
-            "revision": model.model_revision,
-        }
+        training.model_init_kwargs = model_init_kwargs(model)
     trainer = GAGPOTrainer(
         model=policy,
         args=training,
@@ -142,36 +124,7 @@ def main(arguments: ALFWorldArguments, training: GAGPOConfig, model: ModelConfig
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
-    is_main = trainer.accelerator.is_main_process
-    results: dict[str, dict[str, SuccessRate]] = {}
-
-    def evaluate(moment: str) -> None:
-        trajectories = trainer.rollout(rows["evaluation"])
-        results[moment] = success_by_task_type(trajectories)
-        if is_main:
-            out.mkdir(parents=True, exist_ok=True)
-            save_trajectories(out / f"trajectories_{moment}.parquet", trajectories)
-            print(f"Success on {split} {moment} GAGPO: {results[moment]['All']}", flush=True)
-
-    trainer.add_callback(EvaluateBefore(partial(evaluate, "before")))
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    evaluate("after")
-    if is_main:
-        trainer.create_model_card(model_name=out.name)
-        rates = {
-            moment: {name: [rate.wins, rate.rollouts] for name, rate in table.items()}
-            for moment, table in results.items()
-        }
-        (out / "results.json").write_text(json.dumps(rates, indent=2) + "\n")
-        evaluations = {0: results["before"]["All"].rate, trainer.state.global_step: results["after"]["All"].rate}
-        plot_learning_curve(
-            trainer.state.log_history, out / "learning_curve.png", evaluations=evaluations, title="GAGPO on ALFWorld"
-        )
-        print(f"\n{markdown_table(results)}\n\nModel, card, trajectories and learning_curve.png are in {out}.")
-    if training.push_to_hub:
-        trainer.push_to_hub()
+    train_and_evaluate(trainer, rows["evaluation"], "ALFWorld", "Success")
 
 
 if __name__ == "__main__":

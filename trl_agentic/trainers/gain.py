@@ -29,7 +29,8 @@ class InformationGainConfig(AgenticConfig):
             `"prob"` takes differences of the answer's length-normalised probability, `"log_prob"` of its logarithm.
         answer_probe (`str`, *optional*):
             What the policy is made to say before the answer, right after the generation prompt of its chat template:
-            it closes the reasoning and opens the answer. May hold control tokens of the model.
+            it closes the reasoning and opens the answer. May hold control tokens of the model. Spaces at its end are
+            encoded together with the answer, because most tokenizers join a space with the word behind it.
         answer_alias (`str`, *optional*, defaults to `"first"`):
             Which answer is probed if a task has several: the `"first"`, or at each boundary the likeliest (`"best"`).
         information_gain_tokens (`int`, *optional*, defaults to `16384`):
@@ -169,17 +170,22 @@ class InformationGainTrainer(AgenticTrainer):
                 f"{owner} has `ground_truth={truth!r}`: it must be a text that is not empty, or a list of such texts. "
                 "Leave the row out if it has no answer."
             )
-        answers = [self.chat.encode_data(text.strip()) for text in texts]
+        texts = [text.strip() for text in texts]
+        answers = [self.chat.encode_data(text) for text in texts]
         if not all(answers):
             raise ValueError(
                 f"{owner} has `ground_truth={truth!r}`, of which {texts[answers.index([])]!r} has no token in this "
                 "model's vocabulary. Leave it out."
             )
+        probe = self.args.answer_probe
+        if probe.endswith(" "):
+            spaces = probe[len(probe.rstrip(" ")) :]
+            answers = [self.chat.encode_data(spaces + text) for text in texts]
         return answers if self.args.answer_alias == "best" else answers[:1]
 
     @cached_property
     def _bridge(self) -> list[int]:
-        return list(self.processing_class(self.args.answer_probe, add_special_tokens=False)["input_ids"])
+        return list(self.processing_class(self.args.answer_probe.rstrip(" "), add_special_tokens=False)["input_ids"])
 
     def _most(self, batches: int) -> int:
         """The largest number of batches of any process: with sharded parameters all must take part in all."""

@@ -138,7 +138,7 @@ def test_noise_goes_astray_and_recovers():
     rows = env.tasks()[:40]
     played = [demonstration(env, row, random.Random(i), noise=0.3) for i, row in enumerate(rows)]
     assert all(steps is not None and steps[-1].action.startswith("answer ") for steps in played)
-    astray = [step for steps in played for step in steps if not step.is_oracle]
+    astray = [step for steps in played for step in steps if not step.imitate]
     assert 0.1 < len(astray) / sum(len(steps) for steps in played) < 0.4
     assert all(step.action.startswith("search ") for step in astray)
     again = [demonstration(env, row, random.Random(i), noise=0.3) for i, row in enumerate(rows)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,12 +20,12 @@ class Step:
     Attributes:
         observation: what the policy reads.
         action: its turn, in the plain format.
-        is_oracle: `False` for a turn that was put in to go astray.
+        imitate: `False` for a turn that was put in to go astray, which nothing should be trained to repeat.
     """
 
     observation: str
     action: str
-    is_oracle: bool
+    imitate: bool
 
 
 class Oracle:
@@ -40,13 +39,14 @@ class Oracle:
             ValueError: it is no question of a generated world.
         """
         self._entity, self._chain = chain_of(question)
-        self._tries = 0
+        self._tries = self._found = 0
 
     def act(self, observation: str) -> str:
         """The next turn, `search ...` or `answer ...`, after an observation (the question, or a result)."""
         value = self._read(observation) if self._chain else None
         if value is not None:
             self._entity, self._tries = value, 0
+            self._found += 1
             del self._chain[0]
         if not self._chain:
             return f"answer {self._entity}"
@@ -59,24 +59,32 @@ class Oracle:
         """Forgets the last search, which was not played."""
         self._tries -= 1
 
+    def hasty_answer(self) -> str | None:
+        """An answer with what was found last, if something was found and more is to be found."""
+        return f"answer {self._entity}" if self._found and self._chain else None
+
     def _read(self, observation: str) -> str | None:
         """The value of the relation that is looked for, if a sentence of the result tells it."""
         for wording in self._chain[0].wordings:
-            found = re.search(rf"\. {self._entity} {wording.text.format('([^.]+)')}\.", observation)
-            if found:
-                return found[1]
+            _, told, rest = observation.partition(f". {self._entity} {wording.text.format('')}")
+            if told:
+                return rest.partition(".")[0]
         return None
 
 
-def demonstration(env: SearchEnv, row: dict[str, object], rng: random.Random, noise: float = 0.0) -> list[Step] | None:
+def demonstration(
+    env: SearchEnv, row: dict[str, object], rng: random.Random, noise: float = 0.0, haste: float = 0.0
+) -> list[Step] | None:
     """An episode of the oracle.
 
     Args:
         env ([`SearchEnv`]): an environment with `action_format="plain"`.
         row (`dict`): a row of its [`tasks`].
-        rng (`random.Random`): draws the turns that go astray.
+        rng (`random.Random`): draws the turns that go astray, and the hasty ones.
         noise (`float`, *optional*, defaults to `0.0`): probability of a search that goes astray before one of the
             oracle.
+        haste (`float`, *optional*, defaults to `0.0`): probability of an answer with what was found last
+            ([`Oracle.hasty_answer`]) where the oracle would search on. It is part of the play, to be imitated with it.
 
     Returns:
         `list[Step]`: its turns; `None` if the searches were used up before the answer.
@@ -85,13 +93,15 @@ def demonstration(env: SearchEnv, row: dict[str, object], rng: random.Random, no
     observation = env.reset(**row)  # type: ignore[arg-type]
     oracle.reset(observation)
     while True:
-        action = oracle.act(observation)
-        astray = action.startswith("search ") and rng.random() < noise
-        if astray:  # the right entity, any relation
+        action, imitate = oracle.act(observation), True
+        hasty = oracle.hasty_answer()
+        if hasty is not None and rng.random() < haste:
+            action = hasty
+        elif action.startswith("search ") and rng.random() < noise:  # the right entity, any relation
             oracle.take_back()
             wording = rng.choice(rng.choice(list(RELATIONS.values())).wordings)
-            action = f"{action.rpartition(' ')[0]} {wording.keyword}"
-        steps.append(Step(observation, action, not astray))
+            action, imitate = f"{action.rpartition(' ')[0]} {wording.keyword}", False
+        steps.append(Step(observation, action, imitate))
         result = env.step(action)
         observation = result.observation
         if result.terminated or result.truncated:

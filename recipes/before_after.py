@@ -1,0 +1,83 @@
+"""What the training recipes share: an evaluation before and after training, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from trl import ModelConfig
+
+from trl_agentic.evaluation import SuccessRate, markdown_table, save_trajectories, success_by_task_type
+from trl_agentic.trainers.base import AgenticTrainer
+from trl_agentic.trainers.config import AgenticConfig
+from trl_agentic.viewer import plot_learning_curve
+
+
+class EvaluateBefore(TrainerCallback):
+    """Evaluates when training begins: with several processes the model is sharded by then, and not earlier."""
+
+    def __init__(self, evaluate: Callable[[], None]):
+        self.evaluate = evaluate
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.evaluate()
+
+
+def model_init_kwargs(model: ModelConfig) -> dict[str, Any]:
+    """How the model is loaded, as the arguments of the command say."""
+    return {
+        "dtype": model.dtype,
+        "attn_implementation": model.attn_implementation,
+        "revision": model.model_revision,
+    }
+
+
+def train_and_evaluate(trainer: AgenticTrainer, rows: list[dict[str, Any]], name: str, measure: str) -> None:
+    """Trains, and evaluates before and after.
+
+    Leaves in `output_dir` the model with its card, the trainer's state, the trajectories of both evaluations,
+    `results.json` (moment, task type, successes and rollouts) and `learning_curve.png`.
+
+    Args:
+        trainer: the trainer of the run.
+        rows: held-out tasks.
+        name: what is trained on, for titles.
+        measure: what a success is called.
+    """
+    training: AgenticConfig = trainer.args
+    out = Path(training.output_dir)
+    title = f"{trainer._name} on {name}"
+    is_main = trainer.accelerator.is_main_process
+    results: dict[str, dict[str, SuccessRate]] = {}
+
+    def evaluate(moment: str) -> None:
+        trajectories = trainer.rollout(rows)
+        results[moment] = success_by_task_type(trajectories)
+        if is_main:
+            out.mkdir(parents=True, exist_ok=True)
+            save_trajectories(out / f"trajectories_{moment}.parquet", trajectories)
+            print(f"{measure} on {len(rows)} held-out tasks, {moment}: {results[moment]['All']}", flush=True)
+
+    trainer.add_callback(EvaluateBefore(partial(evaluate, "before")))
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    evaluate("after")
+    if is_main:
+        trainer.create_model_card(model_name=out.name)
+        rates = {
+            moment: {kind: [rate.wins, rate.rollouts] for kind, rate in table.items()}
+            for moment, table in results.items()
+        }
+        (out / "results.json").write_text(json.dumps(rates, indent=2) + "\n")
+        evaluations = {0: results["before"]["All"].rate, trainer.state.global_step: results["after"]["All"].rate}
+        plot_learning_curve(
+            trainer.state.log_history, out / "learning_curve.png", evaluations=evaluations, title=title
+        )
+        print(f"\n{markdown_table(results)}\n\nModel, card, trajectories and learning_curve.png are in {out}.")
+    if training.push_to_hub:
+        trainer.push_to_hub()

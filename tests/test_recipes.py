@@ -1,0 +1,101 @@
+"""The recipes' presets and what the recipes do by themselves."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from trl import ModelConfig, TrlParser
+
+from trl_agentic import A2TGPOConfig, GAGPOConfig
+
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+PRESETS = sorted((RECIPES / "configs").glob("*/*.yaml"))
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a recipe, which finds its neighbours as a script does."""
+    monkeypatch.syspath_prepend(RECIPES)
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    known = set(sys.modules)
+    yield load
+    for name in set(sys.modules) - known:
+        if name in {path.stem for path in RECIPES.glob("*.py")}:
+            del sys.modules[name]
+
+
+def parse(recipe: Any, preset: Path) -> tuple[Any, Any, ModelConfig]:
+    arguments, training = {
+        "alfworld_gagpo": lambda module: (module.ALFWorldArguments, GAGPOConfig),
+        "search_a2tgpo": lambda module: (module.SearchArguments, A2TGPOConfig),
+    }[preset.parent.name](recipe(preset.parent.name))
+    parsed: tuple[Any, Any, ModelConfig] = TrlParser((arguments, training, ModelConfig)).parse_args_and_config(
+        ["--config", str(preset), "--use_vllm", "false", "--bf16", "false"]
+    )
+    return parsed
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_presets_parse_and_say_how_they_are_launched(preset: Path, recipe: Any):
+    _, training, _ = parse(recipe, preset)
+    assert training.output_dir.startswith("outputs/")
+    assert f"recipes/{preset.parent.name}.py" in preset.read_text(encoding="utf-8").splitlines()[0]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.py")), ids=lambda path: path.stem)
+def test_recipes_say_what_they_do(path: Path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def test_the_papers_protocol_of_a2tgpo(recipe: Any):
+    search, training, model = parse(recipe, RECIPES / "configs" / "search_a2tgpo" / "qwen3-4b.yaml")
+    assert model.model_name_or_path == "Qwen/Qwen3-4B"
+    assert (search.passages, search.max_searches, search.format_penalty) == (3, 6, 1.0)
+    gpus = 8
+    rollouts_an_update = gpus * training.per_device_train_batch_size * training.gradient_accumulation_steps
+    assert (training.generation_batch_size // training.num_generations, training.num_generations) == (64, 16)
+    assert (rollouts_an_update // training.num_generations, training.num_iterations) == (8, 1)
+    assert (training.learning_rate, training.lr_scheduler_type) == (1e-6, "constant")
+    assert (training.weight_decay, training.max_grad_norm, training.beta) == (0.01, 1.0, 0.0)
+    assert (training.epsilon, training.epsilon_high, training.clip_beta) == (3e-3, 4e-3, 0.3)
+    assert (training.alpha, training.gamma, training.rescale_accumulation) == (1.0, 1.0, True)
+    assert (training.information_gain, training.answer_alias, training.turn_group_norm) == ("prob", "first", "turn")
+    assert (training.temperature, training.eval_temperature) == (1.0, 0.0)
+    assert (training.max_completion_length, training.loss_type) == (6192, "grpo")
+
+
+def test_search_tasks(recipe: Any):
+    module = recipe("search_a2tgpo")
+    make = module.environment(module.SearchArguments(action_format="plain"), split="test")
+    rows = module.tasks(make, "evaluation", ["1-hop", "3-hop"], 7)
+    assert [row["task_type"] for row in rows] == ["1-hop", "3-hop"] * 3 + ["1-hop"]
+    assert {row["environment"] for row in rows} == {"evaluation"}
+    assert all(row["prompt"] == [] for row in rows)
+    with pytest.raises(ValueError, match="`task_types`.*there are 1-hop, 2-hop, 3-hop, 4-hop"):
+        module.tasks(make, "evaluation", ["5-hop"], None)
+
+
+def test_search_demonstrations(recipe: Any):
+    """Every hasty player ends with an answer; with haste 1 no question of two hops is answered right."""
+    module = recipe("search_warm_start")
+    course = module.Course("haste", 1, 1e-3, noise=0.0, haste=1.0)
+    episodes = module.play(7, 0, course, scale=0.02)
+    turns = [len(episode) for episode in episodes]
+    assert len(episodes) > 30 and min(turns) == 2
+    assert all(episode[-1].answer.startswith("answer ") for episode in episodes)
+    two_hops = [episode for episode in episodes if " of the " in episode[0].observation]
+    assert two_hops and all(episode[-1].imitate for episode in two_hops)
+    for episode in two_hops:  # what is answered stands in the first passage that was found, behind the entity's name
+        entity = episode[0].observation.split(" of ")[-1].removesuffix(".")
+        assert f"1. {entity} " in episode[-1].observation
+        assert episode[-1].answer.removeprefix("answer ") in episode[-1].observation
