@@ -23,9 +23,10 @@ from before_after import model_init_kwargs, train_and_evaluate
 from datasets import Dataset
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from trl_agentic import GAGPOConfig, GAGPOTrainer
+from trl_agentic import AgenticConfig, AgenticTrainer, GAGPOConfig, GAGPOTrainer
 from trl_agentic.environments import ALFWorldEnv
 from trl_agentic.environments.alfworld import find_games, small_policy
+from trl_agentic.trainers.gain import InformationGainConfig
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "alfworld_gagpo" / "quickstart.yaml"
@@ -84,7 +85,9 @@ def evaluation_split(arguments: ALFWorldArguments) -> str:
     return arguments.eval_split or "valid_unseen"
 
 
-def environment(arguments: ALFWorldArguments, split: str, num_games: int | None, max_steps: int) -> Any:
+def environment(
+    arguments: ALFWorldArguments, split: str, num_games: int | None, max_steps: int, tell_plan: bool = False
+) -> Any:
     """Factory of the environments of one split."""
     return partial(
         ALFWorldEnv,
@@ -96,10 +99,16 @@ def environment(arguments: ALFWorldArguments, split: str, num_games: int | None,
         show_admissible=arguments.show_admissible,
         action_format=arguments.action_format,
         instructions="" if arguments.action_format == "plain" else None,
+        tell_plan=tell_plan,
     )
 
 
-def main(arguments: ALFWorldArguments, training: GAGPOConfig, model: ModelConfig) -> None:
+def main(
+    arguments: ALFWorldArguments,
+    training: AgenticConfig,
+    model: ModelConfig,
+    trainer_class: type[AgenticTrainer] = GAGPOTrainer,
+) -> None:
     out = Path(training.output_dir)
     policy = model.model_name_or_path
     if arguments.from_scratch:
@@ -108,14 +117,15 @@ def main(arguments: ALFWorldArguments, training: GAGPOConfig, model: ModelConfig
         policy = str(small_policy())
     split = evaluation_split(arguments)
     train_steps = arguments.max_train_steps_per_game or arguments.max_steps_per_game
+    tell_plan = isinstance(training, InformationGainConfig)
     factories = {
-        "train": environment(arguments, "train", arguments.train_games, train_steps),
+        "train": environment(arguments, "train", arguments.train_games, train_steps, tell_plan),
         "evaluation": environment(arguments, split, arguments.eval_games, arguments.max_steps_per_game),
     }
     rows = {name: [{**row, "environment": name} for row in make().tasks()] for name, make in factories.items()}
     if model.model_name_or_path is None or not training.model_init_kwargs:
         training.model_init_kwargs = model_init_kwargs(model)
-    trainer = GAGPOTrainer(
+    trainer = trainer_class(
         model=policy,
         args=training,
         train_dataset=Dataset.from_list(rows["train"]),

@@ -9,11 +9,10 @@ last course imitates an oracle in haste.
 
 from __future__ import annotations
 
+import math
 import random
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,15 +28,17 @@ from trl_agentic.evaluation import success_by_task_type
 
 
 HOPS = ("1-hop", "2-hop")
+QUESTIONS_A_WORLD = 2000  # of so many hops
 # What the policy knows of the environment: one passage a search, four turns before the one that must answer.
 ENVIRONMENT: dict[str, Any] = {"action_format": "plain", "instructions": "", "top_k": 1, "max_searches": 4}
 
 
 class Course(NamedTuple):
-    """One of the courses that make the policy, each in worlds of its own."""
+    """One of the courses that make the policy, each in worlds of its own, which are numbered from `first_world`."""
 
     name: str
-    worlds: int
+    first_world: int
+    questions: int
     learning_rate: float
     noise: float
     haste: float = 0.0
@@ -49,19 +50,19 @@ class WarmStartArguments:
     """
     Parameters:
         scale (`float`, *optional*, defaults to `1.0`):
-            Share of the demonstrations of each world that are played.
+            Factor of the number of questions in each course.
         haste (`float`, *optional*, defaults to `0.7`):
             How often the play of the last course answers with what was found first, where there is more to find.
-        hidden_size (`int`, *optional*, defaults to `128`):
+        hidden_size (`int`, *optional*, defaults to `96`):
             Width of the model.
-        num_layers (`int`, *optional*, defaults to `4`):
+        num_layers (`int`, *optional*, defaults to `3`):
             Depth of the model.
     """
 
-    scale: float = field(default=1.0, metadata={"help": "Share of the demonstrations of each world that are played."})
+    scale: float = field(default=1.0, metadata={"help": "Factor of the number of questions in each course."})
     haste: float = field(default=0.7, metadata={"help": "How often the last course's play answers too early."})
-    hidden_size: int = field(default=128, metadata={"help": "Width of the model."})
-    num_layers: int = field(default=4, metadata={"help": "Depth of the model."})
+    hidden_size: int = field(default=96, metadata={"help": "Width of the model."})
+    num_layers: int = field(default=3, metadata={"help": "Depth of the model."})
 
     def courses(self) -> list[Course]:
         """Copying, acting, haste.
@@ -71,40 +72,35 @@ class WarmStartArguments:
         player who answers too early: a habit that imitation keeps and that reinforcement learning can do away with.
         """
         return [
-            Course("copying", 20, 2e-3, noise=0.15, observations=True),
-            Course("acting", 20, 1e-3, noise=0.1),
-            Course("haste", 2, 5e-4, noise=0.1, haste=self.haste),
+            Course("copying", 1, round(16000 * self.scale), 3e-3, noise=0.15, observations=True),
+            Course("acting", 101, round(16000 * self.scale), 2e-3, noise=0.1),
+            Course("haste", 201, round(3200 * self.scale), 5e-4, noise=0.1, haste=self.haste),
         ]
 
 
-def play(world: int, seed: int, course: Course, scale: float) -> list[list[ShownTurn]]:
-    """Demonstrations on the training questions of a generated world."""
-    env = SearchEnv(seed=world, **ENVIRONMENT)
-    rows = [row for row in env.tasks() if row["task_type"] in HOPS]
-    rows = rows[: max(1, round(scale * len(rows)))]
-    rng = random.Random(seed * 10**6 + world)
-    played = [demonstration(env, row, rng, course.noise, course.haste) for row in rows]
-    return [[ShownTurn(step.observation, step.action, step.imitate) for step in steps] for steps in played if steps]
-
-
-def lesson(course: Course, worlds: range, seed: int, scale: float) -> Lesson:
-    """The demonstrations of a course, made by all processors."""
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        made = pool.map(partial(play, seed=seed, course=course, scale=scale), worlds)
-        episodes = [turns for many in tqdm(made, f"Worlds for {course.name}", len(worlds)) for turns in many]
+def play(course: Course, seed: int) -> list[list[ShownTurn]]:
+    """Demonstrations on training questions, equally many in each world."""
+    worlds = range(course.first_world, course.first_world + math.ceil(course.questions / QUESTIONS_A_WORLD))
+    episodes = []
+    for world in tqdm(worlds, f"Worlds for {course.name}"):
+        env, rng = SearchEnv(seed=world, **ENVIRONMENT), random.Random(seed * 10**6 + world)
+        rows = [row for row in env.tasks() if row["task_type"] in HOPS]
+        for row in rows[: math.ceil(course.questions / len(worlds))]:
+            steps = demonstration(env, row, rng, course.noise, course.haste)
+            if steps is not None:  # one that ran out of searches teaches nothing
+                episodes.append([ShownTurn(step.observation, step.action, step.imitate) for step in steps])
     random.Random(seed).shuffle(episodes)
-    return Lesson(course.name, episodes, course.learning_rate, course.observations)
+    return episodes
 
 
 def warm_start(arguments: WarmStartArguments, training: SFTConfig) -> Path:
     """Builds, trains and saves the policy; returns its folder."""
     set_seed(training.seed)
     out = Path(training.output_dir)
-    lessons, first_world = [], 1
-    for course in arguments.courses():
-        worlds = range(first_world, first_world + course.worlds)
-        lessons.append(lesson(course, worlds, training.seed, arguments.scale))
-        first_world += course.worlds
+    lessons = [
+        Lesson(course.name, play(course, training.seed), course.learning_rate, course.observations)
+        for course in arguments.courses()
+    ]
     shown = (turn for turns in lessons[0].episodes[:4000] for turn in turns)
     tokenizer = build_tokenizer((text for turn in shown for text in (turn.observation, turn.answer)), vocab_size=4096)
     model = build_model(tokenizer, arguments.hidden_size, arguments.num_layers)

@@ -35,10 +35,12 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def parse(recipe: Any, preset: Path) -> tuple[Any, Any, ModelConfig]:
+    module = recipe(preset.parent.name)
     arguments, training = {
-        "alfworld_gagpo": lambda module: (module.ALFWorldArguments, GAGPOConfig),
-        "search_a2tgpo": lambda module: (module.SearchArguments, A2TGPOConfig),
-    }[preset.parent.name](recipe(preset.parent.name))
+        "alfworld_a2tgpo": lambda: (module.ALFWorldArguments, A2TGPOConfig),
+        "alfworld_gagpo": lambda: (module.ALFWorldArguments, GAGPOConfig),
+        "search_a2tgpo": lambda: (module.SearchArguments, A2TGPOConfig),
+    }[preset.parent.name]()
     parsed: tuple[Any, Any, ModelConfig] = TrlParser((arguments, training, ModelConfig)).parse_args_and_config(
         ["--config", str(preset), "--use_vllm", "false", "--bf16", "false"]
     )
@@ -88,10 +90,9 @@ def test_search_tasks(recipe: Any):
 def test_search_demonstrations(recipe: Any):
     """Every hasty player ends with an answer; with haste 1 no question of two hops is answered right."""
     module = recipe("search_warm_start")
-    course = module.Course("haste", 1, 1e-3, noise=0.0, haste=1.0)
-    episodes = module.play(7, 0, course, scale=0.02)
-    turns = [len(episode) for episode in episodes]
-    assert len(episodes) > 30 and min(turns) == 2
+    course = module.Course("haste", 7, 40, 1e-3, noise=0.0, haste=1.0)
+    episodes = module.play(course, seed=0)
+    assert 30 < len(episodes) <= 40 and min(map(len, episodes)) == 2
     assert all(episode[-1].answer.startswith("answer ") for episode in episodes)
     two_hops = [episode for episode in episodes if " of the " in episode[0].observation]
     assert two_hops and all(episode[-1].imitate for episode in two_hops)

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from tests.toys import Corridor
 from tests.trainers.small import parameters, small_config
-from trl_agentic import GAGPOConfig, GAGPOTrainer, StepResult, TurnBatch
+from trl_agentic import (
+    A2TGPOConfig,
+    A2TGPOTrainer,
+    AgenticConfig,
+    AgenticTrainer,
+    GAGPOConfig,
+    GAGPOTrainer,
+    StepResult,
+    TurnBatch,
+)
 
 
 ROLLOUTS = 12  # three groups of four: with two processes the second one spans both
@@ -34,6 +43,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "fail": {
         "loss_type": "grpo", "shuffle_dataset": False, "lengths": (1, FAILS, FAILS), "max_tokens_per_micro_batch": 200,
     },
+    # A2TGPO, its gains in several forward passes.
+    "gain": {"config_class": A2TGPOConfig, "information_gain_tokens": 300},
+    # The second process has no turn with a gain.
+    "idle_gain": {
+        "config_class": A2TGPOConfig, "shuffle_dataset": False, "lengths": (3, -1, -1), "information_gain_tokens": 300,
+    },
 }  # fmt: skip
 
 
@@ -46,8 +61,10 @@ class Fragile(Corridor):
         return super().step(action)
 
 
-class Recording(GAGPOTrainer):
+class Recording(AgenticTrainer):
     """Keeps the advantages of every global batch."""
+
+    recorded: list[Tensor]
 
     def turn_advantages(self, batch: TurnBatch) -> Tensor:
         advantages = super().turn_advantages(batch)
@@ -55,17 +72,28 @@ class Recording(GAGPOTrainer):
         return advantages
 
 
-def config(output_dir: Path, processes: int, **changes: Any) -> GAGPOConfig:
+class RecordingGAGPO(Recording, GAGPOTrainer):
+    pass
+
+
+class RecordingA2TGPO(Recording, A2TGPOTrainer):
+    pass
+
+
+def config(
+    output_dir: Path, processes: int, config_class: type[AgenticConfig] = GAGPOConfig, **changes: Any
+) -> AgenticConfig:
     """Three steps of plain gradient descent on ROLLOUTS rollouts, however many processes share them."""
     size = ROLLOUTS // processes
     options = {"per_device_train_batch_size": size, "optim": "sgd", "learning_rate": 0.5, **changes}
-    return small_config(GAGPOConfig, output_dir, **options)
+    return small_config(config_class, output_dir, **options)
 
 
-def train(model: str, args: GAGPOConfig, processes: int, lengths: tuple[int, ...] = (1, 2, 3)) -> Recording:
+def train(model: str, args: AgenticConfig, processes: int, lengths: tuple[int, ...] = (1, 2, 3)) -> Recording:
     """Trains on corridors of these lengths. One of length -1 ends with the first turn, so that its process is idle."""
-    rows = Dataset.from_list([{"length": length} for length in lengths] * 2)
-    trainer = Recording(model, args=args, train_dataset=rows, environment_factory=Fragile)
+    rows = Dataset.from_list([{"length": length, "ground_truth": "the exit"} for length in lengths] * 2)
+    trainer_class = RecordingA2TGPO if isinstance(args, A2TGPOConfig) else RecordingGAGPO
+    trainer = trainer_class(model, args=args, train_dataset=rows, environment_factory=Fragile)
     assert trainer.accelerator.num_processes == processes, trainer.accelerator.state
     trainer.train()
     return trainer

@@ -1,4 +1,4 @@
-"""GAGPO with parameters that FSDP2 shards over two processes on the CPU.
+"""GAGPO and A2TGPO with parameters that FSDP2 shards over two processes on the CPU.
 
     python -m torch.distributed.run --standalone --nproc_per_node 2 tests/distributed/sharded.py MODEL OUT
 
@@ -30,18 +30,20 @@ def main() -> None:
         "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
     }
-    changes = dict(RUNS["idle"])
-    lengths = changes.pop("lengths")
-    args = config(out / "run", processes=2, **changes)
-    assert args.device.type == "cpu"
-    PartialState().distributed_type = DistributedType.MULTI_GPU
-    PartialState().device = torch.device("cpu")
-    trainer = train(model, args, 2, lengths)
-    assert trainer.accelerator.distributed_type == DistributedType.FSDP and trainer._params_sharded
-    weights: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model)
-    assert {type(parameter).__name__ for parameter in trainer.model.parameters()} == {"DTensor"}
-    saved = {"advantages": trainer.recorded, "parameters": weights, "log": trainer.state.log_history}
-    torch.save(saved, out / f"rank{os.environ['RANK']}.pt")
+    results = {}
+    for name in ("idle", "idle_gain"):
+        changes = dict(RUNS[name])
+        lengths = changes.pop("lengths")
+        args = config(out / name, processes=2, **changes)
+        assert args.device.type == "cpu"
+        PartialState().distributed_type = DistributedType.MULTI_GPU
+        PartialState().device = torch.device("cpu")
+        trainer = train(model, args, 2, lengths)
+        assert trainer.accelerator.distributed_type == DistributedType.FSDP and trainer._params_sharded
+        weights: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model)
+        assert {type(parameter).__name__ for parameter in trainer.model.parameters()} == {"DTensor"}
+        results[name] = {"advantages": trainer.recorded, "parameters": weights, "log": trainer.state.log_history}
+    torch.save(results, out / f"rank{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -16,7 +16,7 @@ from tests.distributed.launch import launch
 pytestmark = pytest.mark.distributed
 
 # What is measured, and what a process counts for itself.
-OWN = ("rollout/", "step_time", "train_", "total_flos")
+OWN = ("rollout/", "step_time", "train_", "total_flos", "information_gain/seconds")
 
 
 def assert_equal_runs(actual: dict[str, Any], expected: dict[str, Any], name: str) -> None:
@@ -53,9 +53,10 @@ def test_two_processes_train_as_one_does(tiny_model_dir: Callable[..., Path], tm
 def test_sharded_parameters_train_as_whole_ones_do(tiny_model_dir: Callable[..., Path], tmp_path: Path):
     """FSDP2, where the second process is idle from the second turn on and still takes part in every forward pass."""
     ranks = launch("sharded.py", tiny_model_dir(), out=tmp_path)
-    expected = run(str(tiny_model_dir()), tmp_path / "one", 1, **RUNS["idle"])
-    assert [entry["episode/turns"] for entry in expected["log"][:3]] == [2.0] * 3
-    whole = ranks[0]["parameters"]
-    assert_equal_runs({**ranks[0], "parameters": whole}, expected, "rank 0")
-    assert_equal_runs({**ranks[1], "parameters": whole}, expected, "rank 1")
-    assert_equal_logs(ranks[0], expected, "rank 0")
+    for name in ranks[0]:
+        expected = run(str(tiny_model_dir()), tmp_path / name, 1, **RUNS[name])
+        assert [entry["episode/turns"] for entry in expected["log"][:3]] == [2.0] * 3
+        whole = ranks[0][name]["parameters"]
+        for number, rank in enumerate(ranks):
+            assert_equal_runs({**rank[name], "parameters": whole}, expected, f"{name}, rank {number}")
+        assert_equal_logs(ranks[0][name], expected, name)

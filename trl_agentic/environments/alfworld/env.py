@@ -15,7 +15,7 @@ from typing import Any, Literal, SupportsIndex
 from trl_agentic.types import StepResult
 
 from .engine import ALFWorldEngine
-from .expert import Expert
+from .expert import Expert, completing_commands
 from .files import GameReference, find_games
 from .game import ALFWorldGame
 from .generator import SPLIT_SIZES, TASK_NAMES, GameDescription, describe_game, generate_game
@@ -74,6 +74,8 @@ class ALFWorldEnv:
         on_broken_game (`str`, *optional*, defaults to `"raise"`): what to do about a game in `data` that cannot be
             parsed. `"raise"`: `reset` raises when it is its turn. `"skip"`: all games are parsed when they are listed
             (some milliseconds each) and those that cannot be are left out, with a warning that names them.
+        tell_plan (`bool`, *optional*, defaults to `False`): put what completes the game ([`completing_commands`]) into
+            `info["ground_truth"]`, for trainers that ask how likely the policy finds it. The policy does not see it.
 
     Raises:
         ValueError: an option has none of the values above.
@@ -102,6 +104,7 @@ class ALFWorldEnv:
         success_reward: float = 10.0,
         instructions: str | None = None,
         on_broken_game: Literal["raise", "skip"] = "raise",
+        tell_plan: bool = False,
     ) -> None:
         _check_option("split", split, tuple(SPLIT_SIZES))
         _check_option("backend", backend, ("engine", "alfworld"))
@@ -116,6 +119,7 @@ class ALFWorldEnv:
         self.show_admissible = show_admissible
         self.action_format = action_format
         self.success_reward = success_reward
+        self.tell_plan = tell_plan
         self.instructions = INSTRUCTIONS[action_format] if instructions is None else instructions
         self._games = (
             _generated_games(split, num_games or SPLIT_SIZES[split], seed)
@@ -124,6 +128,7 @@ class ALFWorldEnv:
         )
         self._engine: ALFWorldEngine | UpstreamALFWorldEngine | None = None
         self._task_type = ""
+        self._told: dict[str, str] = {}
         self._admissible: list[str] = []
         self._steps = 0
         self._over = "`reset` starts one"
@@ -172,10 +177,12 @@ class ALFWorldEnv:
             ValueError: the game's file is broken. The message names it.
         """
         self.close()
-        parsed = _load(self._games.find(game))
+        entry = self._games.find(game)
+        parsed = _load(entry)
         self._engine = UpstreamALFWorldEngine(parsed) if self.backend == "alfworld" else ALFWorldEngine(parsed)
         state = self._engine.reset()
         self._task_type = _short_name(parsed.task_type)
+        self._told = {"ground_truth": _plan(entry)} if self.tell_plan else {}
         self._steps, self._over = 0, ""
         self._admissible = state.admissible_actions
         return self._render(state.observation.removeprefix(_BANNER))
@@ -189,7 +196,7 @@ class ALFWorldEnv:
         Returns:
             [`StepResult`]: `terminated` once the goal is reached, `truncated` when `max_steps` are used up. `info` has
             `anchor_state` (the engine's text), `admissible_actions` (without `help`), `is_action_valid` (well-formed
-            and admissible), `success` and `task_type`.
+            and admissible), `success` and `task_type`; with `tell_plan` also `ground_truth`.
 
         Raises:
             RuntimeError: no episode is running.
@@ -217,6 +224,7 @@ class ALFWorldEnv:
                 "is_action_valid": is_valid,
                 "success": state.won,
                 "task_type": self._task_type,
+                **self._told,
             },
         )
 
@@ -321,6 +329,11 @@ def _load(entry: GameDescription | GameReference) -> ALFWorldGame:
     if isinstance(entry, GameReference):
         return entry.load()
     return generate_game(entry.split, entry.index, entry.seed)
+
+
+@lru_cache(maxsize=4096)
+def _plan(entry: GameDescription | GameReference) -> str:
+    return ", ".join(completing_commands(_load(entry)))
 
 
 def _short_name(task_type: str) -> str:

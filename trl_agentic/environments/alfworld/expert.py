@@ -26,6 +26,7 @@ _TASKS = (
 )
 _TOOLS = {"Clean": ("sinkbasin", "bathtubbasin"), "Heat": ("microwave",), "Cool": ("fridge",)}
 
+_COMPLETING = ("take", "clean", "heat", "cool", "use", "move")
 _HASTY = (("take", "from"), ("move", "to"))
 
 _SENTENCE = re.compile(r"Your task is to: (.+)")
@@ -284,6 +285,23 @@ def demonstration(
         steps.append(Step(state.observation, action, imitate))
         state = engine.step(action)
     return steps
+
+
+def completing_commands(game: ALFWorldGame) -> list[str]:
+    """What completes a game, without what finds the things for it: those of the expert's commands that take, clean,
+    heat, cool, use or move something.
+
+    Args:
+        game ([`ALFWorldGame`]): the game.
+
+    Returns:
+        `list[str]`: such as `take mug 1 from shelf 2`, `heat mug 1 with microwave 1`, `move mug 1 to desk 1`.
+
+    Raises:
+        ValueError: the game's task is none of ALFWorld's templates.
+    """
+    steps = demonstration(game, random.Random(0), noise=0.0)
+    return [step.action for step in steps if step.action.split()[0] in _COMPLETING]
 
 
 def _wrong_move(expert_action: str, expert: Expert, admissible: Collection[str], rng: random.Random) -> str:

@@ -18,6 +18,7 @@ from .engine import WebShopEngine, WebShopState
 from .goals import SPLITS, split_numbers
 from .oracle import RandomShopper, Shopper
 from .pages import Mode
+from .reward import Goal
 
 
 _LAST_CHARACTERS = 30
@@ -206,8 +207,9 @@ class WebShopEnv:
         Returns:
             [`StepResult`]: `terminated` once something is bought, `truncated` when `max_steps` are used up. `info` has
             `anchor_state`, `admissible_actions`, `is_action_valid` (well-formed, and a search or a click on something
-            that is there), `score` (the reward of the purchase, from 0 to 1), `success` (the score is 1) and
-            `task_type`.
+            that is there), `score` (the reward of the purchase, from 0 to 1), `success` (the score is 1),
+            `task_type` and `ground_truth` (title and options of the product that the goal was made from; the policy
+            does not see it).
 
         Raises:
             RuntimeError: no episode is running.
@@ -236,6 +238,7 @@ class WebShopEnv:
                 "score": state.reward,
                 "success": success,
                 "task_type": self._engine.goal.category,
+                "ground_truth": _wanted(self._engine.goal),
             },
         )
 
@@ -283,6 +286,11 @@ class WebShopEnv:
         if not self.show_admissible:
             return state.observation
         return f"{state.observation}\n\nAdmissible actions: {', '.join(_listed(state))}"
+
+
+def _wanted(goal: Goal) -> str:
+    """Title and options of the product that a goal was made from."""
+    return "; ".join([goal.name, *(option if isinstance(option, str) else option[1] for option in goal.options)])
 
 
 def _listed(state: WebShopState) -> list[str]:

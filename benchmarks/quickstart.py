@@ -1,10 +1,11 @@
-"""The quickstart with several seeds: success before and after GAGPO, as a table and a plot.
+"""A recipe's quickstart with several seeds: success before and after training, as a table and a plot.
 
-    python benchmarks/alfworld_quickstart.py --seeds 5
-    python benchmarks/alfworld_quickstart.py --seeds 1 --name alfworld_gagpo_released --data $ALFWORLD_DATA
+    python benchmarks/quickstart.py --recipe alfworld_gagpo --seeds 5
+    python benchmarks/quickstart.py --recipe search_a2tgpo --seeds 3
+    python benchmarks/quickstart.py --seeds 1 --name alfworld_gagpo_released --data $ALFWORLD_DATA
 
-Runs the recipe once a seed, one after another. A seed whose results are there already is not run again. The table and
-the plot go to `docs/results/`.
+Runs `recipes/RECIPE.py` once a seed, one after another; further arguments go to the recipe. A seed whose results are
+there already is not run again. The tables are printed, and the plot goes to `docs/results/NAME.png`.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ ROOT = Path(__file__).resolve().parent.parent
 METRIC = "episode/success"
 
 
-def run(seed: int, out: Path, extra: list[str]) -> None:
+def run(recipe: str, seed: int, out: Path, extra: list[str]) -> None:
     """Trains with one seed, unless that was done before."""
     if (out / "results.json").exists():
         return
     started = time.perf_counter()
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate/cpu.yaml"]
-    recipe = ["recipes/alfworld_gagpo.py", "--seed", str(seed), "--output_dir", str(out), *extra]
-    subprocess.run(launch + recipe, cwd=ROOT, check=True)
+    command = [*launch, f"recipes/{recipe}.py", "--seed", str(seed), "--output_dir", str(out), *extra]
+    subprocess.run(command, cwd=ROOT, check=True)
     (out / "seconds.json").write_text(json.dumps(time.perf_counter() - started))
 
 
@@ -82,7 +83,7 @@ def plot(runs: dict[int, Path], path: Path) -> None:
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("success")
     axes.set_ylim(0, 1)
-    axes.set_title("Lines: training rollouts (mean of 5 steps). Dots: held-out games before and after.", fontsize=9)
+    axes.set_title("Lines: training rollouts (mean of 5 steps). Dots: held-out tasks before and after.", fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -90,15 +91,17 @@ def plot(runs: dict[int, Path], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="alfworld_gagpo", help="name of the recipe")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
-    parser.add_argument("--name", default="alfworld_gagpo", help="name of the result page and of the run folder")
+    parser.add_argument("--name", help="name of the plot and of the folder of the runs; the recipe's if not given")
     arguments, extra = parser.parse_known_args()
-    runs = {seed: ROOT / "outputs" / arguments.name / f"seed_{seed}" for seed in range(arguments.seeds)}
+    name = arguments.name or arguments.recipe
+    runs = {seed: ROOT / "outputs" / name / f"seed_{seed}" for seed in range(arguments.seeds)}
     for seed, out in runs.items():
-        run(seed, out, extra)
-    page = ROOT / "docs" / "results"
-    plot(runs, page / f"{arguments.name}.png")
-    print(f"{table(runs)}\n\n{type_table(runs)}\n\nThe plot is {page / arguments.name}.png.")
+        run(arguments.recipe, seed, out, extra)
+    image = ROOT / "docs" / "results" / f"{name}.png"
+    plot(runs, image)
+    print(f"{table(runs)}\n\n{type_table(runs)}\n\nThe plot is {image}.")
 
 
 if __name__ == "__main__":
