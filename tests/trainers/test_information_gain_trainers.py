@@ -117,6 +117,20 @@ def test_several_accepted_answers(alias: str, tiny_model_dir: Model, tmp_path: P
     assert_gains(trainer.information_gains(rows, played)[0], expected)
 
 
+def test_spaces_at_the_end_of_the_probe_belong_to_the_answer(tiny_model_dir: Model, tmp_path: Path):
+    """The ids are those of the whole text, in which a space is joined with the word behind it."""
+    trainer = a2tgpo(tiny_model_dir(), tmp_path, answer_probe="answer ", max_turns=3)
+    encode = trainer.processing_class
+    whole = encode(f"answer {TRUTH}")["input_ids"]
+    assert trainer._bridge == encode("answer")["input_ids"]
+    assert trainer._bridge + trainer._answer_ids(TRUTH, "The task")[0] == whole
+    rows = [{"length": 9, "ground_truth": TRUTH}]
+    played = trainer.rollout(rows)
+    with_space = trainer.information_gains(rows, played)[0]
+    trainer.args.answer_probe = "answer"
+    assert with_space != pytest.approx(trainer.information_gains(rows, played)[0], rel=1e-2)
+
+
 def test_the_logarithm_as_gain(tiny_model_dir: Model, tmp_path: Path):
     rows = [{"length": 9, "ground_truth": TRUTH}]
     prob, log_prob = (

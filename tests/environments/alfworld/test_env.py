@@ -56,6 +56,16 @@ def test_instructions_can_be_replaced():
     assert ALFWorldEnv(action_format="plain").tasks()[0]["prompt"][0]["content"] == INSTRUCTIONS["plain"]
 
 
+def test_the_plan_is_told_on_request_and_not_shown():
+    env, silent = ALFWorldEnv(num_games=3, tell_plan=True), ALFWorldEnv(num_games=3)
+    for game in range(3):
+        assert env.reset(game=game) == silent.reset(game=game)
+        told, untold = env.step("look"), silent.step("look")
+        assert told.info["ground_truth"].startswith("take ") and ", " in told.info["ground_truth"]
+        assert untold.observation == told.observation
+        assert untold.info == {key: value for key, value in told.info.items() if key != "ground_truth"}
+
+
 def test_first_observation():
     text = ALFWorldEnv(num_games=1).reset(game=0)
     room, task, actions = text.split("\n\n")

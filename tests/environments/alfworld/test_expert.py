@@ -10,6 +10,7 @@ from trl_agentic.environments.alfworld import (
     ALFWorldEngine,
     ALFWorldGame,
     Expert,
+    completing_commands,
     demonstration,
     find_games,
     generate_game,
@@ -264,3 +265,36 @@ def test_demonstration_stops_at_its_budget_and_checks_its_probabilities():
         for value in (-0.1, 1.0):
             with pytest.raises(ValueError, match=f"{name} must be a probability below 1"):
                 demonstration(generate_game("train", 0), random.Random(0), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("task_type", "verbs"),
+    [
+        ("pick_and_place_simple", ["take", "move"]),
+        ("look_at_obj_in_light", ["take", "use"]),
+        ("pick_clean_then_place_in_recep", ["take", "clean", "move"]),
+        ("pick_heat_then_place_in_recep", ["take", "heat", "move"]),
+        ("pick_cool_then_place_in_recep", ["take", "cool", "move"]),
+        ("pick_two_obj_and_place", ["take", "move", "take", "move"]),
+    ],
+)
+def test_what_completes_a_game(task_type, verbs):
+    """The commands win if the player goes to the places that they name."""
+    for index in range(5):
+        game = generate_game("valid_unseen", index, 3, task_type)
+        commands = completing_commands(game)
+        assert [command.split()[0] for command in commands] == verbs
+        engine = ALFWorldEngine(game)
+        state = engine.reset()
+        for command in commands:
+            place = re.split(" (?:from|to|with) ", command)[-1]
+            goto = [f"go to {place}"] if not command.startswith("use ") else state.admissible_actions
+            for move in [action for action in goto if action.startswith("go to ")]:
+                state = engine.step(move)
+                if f"open {place}" in state.admissible_actions:
+                    state = engine.step(f"open {place}")
+                if command in state.admissible_actions:
+                    break
+            assert command in state.admissible_actions
+            state = engine.step(command)
+        assert state.won

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 from datasets import Dataset
@@ -77,6 +78,24 @@ def test_questions_of_a_file_in_the_environment(tmp_path):
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2] or drawn[0] != drawn[3]
     assert {len(rows) for rows in drawn} == {5}
+
+
+def test_a_file_is_read_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
+    path, reads = tmp_path / "own.jsonl", []
+    monkeypatch.setattr(
+        "trl_agentic.environments.search.env.load_questions",
+        lambda source, split: reads.append(source) or load_questions(source, split),
+    )
+    corpus = BM25Retriever(["Some text."])
+    for round_number in range(2):
+        path.write_text(json.dumps({"question": f"Q{round_number}?", "answer": "A"}) + "\n")
+        os.utime(path, (round_number, round_number))
+        for _ in range(3):
+            rows = SearchEnv(questions=path, retriever=corpus).tasks()
+            assert [row["question"] for row in rows] == [f"Q{round_number}?"]
+            rows[0]["ground_truth"].append("B")  # a caller's rows are its own
+    assert len(reads) == 2
+    assert SearchEnv(questions=path, retriever=corpus).tasks()[0]["ground_truth"] == ["A"]
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,15 @@ def test_rows_name_every_goal():
     assert WebShopEnv("test", num_goals=7).tasks() == rows["test"][:7]
 
 
+def test_the_wanted_product_is_told():
+    env = WebShopEnv(num_goals=20)
+    for row in env.tasks():
+        env.reset(**row)
+        told = env.step(tagged("search[lamp]")).info["ground_truth"]
+        goal = env.catalogue.goals(False)[row["goal"]]
+        assert told == "; ".join([goal.name, *(value for _, value in goal.options)])
+
+
 def test_instructions_can_be_replaced():
     assert WebShopEnv(instructions="Buy.").tasks()[0]["prompt"][0]["content"] == "Buy."
     assert WebShopEnv(instructions="").tasks()[0]["prompt"] == []

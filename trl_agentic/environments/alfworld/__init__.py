@@ -2,7 +2,7 @@
 
 from .engine import ALFWorldEngine, ALFWorldState
 from .env import ALFWorldEnv
-from .expert import Expert, Step, demonstration
+from .expert import Expert, Step, completing_commands, demonstration
 from .files import GameReference, find_games
 from .game import ALFWorldGame
 from .generator import TASK_NAMES, GameDescription, describe_game, generate_game, write_game
@@ -19,6 +19,7 @@ __all__ = [
     "GameDescription",
     "GameReference",
     "Step",
+    "completing_commands",
     "demonstration",
     "describe_game",
     "find_games",

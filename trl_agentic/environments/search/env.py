@@ -117,7 +117,7 @@ class SearchEnv:
         self._rows = (
             _world_rows(split, seed)[:num_questions]
             if questions == "world"
-            else _drawn(load_questions(questions, split), num_questions, seed)
+            else _drawn(_file_rows(str(questions), split, _changed_at(questions)), num_questions, seed)
         )
         self._question, self._ground_truth, self._task_type = "", [""], ""
         self._turns, self._off_format = 0, False
@@ -281,6 +281,17 @@ def _world_rows(split: str, seed: int) -> tuple[dict[str, Any], ...]:
         {"question": q.text, "ground_truth": q.answers, "task_type": f"{q.hops}-hop"}
         for q in generate_world(seed).questions[split]
     )
+
+
+@lru_cache(maxsize=16)
+def _file_rows(questions: str, split: str, changed_at: int) -> tuple[dict[str, Any], ...]:
+    """The rows of a data set or of a file that was written at that time, read once a process."""
+    return tuple(load_questions(questions, split))
+
+
+def _changed_at(questions: str | Path) -> int:
+    path = Path(questions)
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def _drawn(rows: Sequence[dict[str, Any]], count: int | None, seed: int) -> Sequence[dict[str, Any]]:
