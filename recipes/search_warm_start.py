@@ -73,8 +73,8 @@ class WarmStartArguments:
         """
         return [
             Course("copying", 1, round(16000 * self.scale), 3e-3, noise=0.15, observations=True),
-            Course("acting", 101, round(16000 * self.scale), 2e-3, noise=0.1),
-            Course("haste", 201, round(3200 * self.scale), 5e-4, noise=0.1, haste=self.haste),
+            Course("acting", 9, round(16000 * self.scale), 2e-3, noise=0.1),
+            Course("haste", 17, round(4000 * self.scale), 5e-4, noise=0.1, haste=self.haste),
         ]
 
 
