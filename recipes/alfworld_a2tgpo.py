@@ -16,4 +16,4 @@ from trl_agentic import A2TGPOConfig, A2TGPOTrainer
 
 if __name__ == "__main__":
     parser = TrlParser((ALFWorldArguments, A2TGPOConfig, ModelConfig))
-    main(*parser.parse_args_and_config(), trainer_class=A2TGPOTrainer)
+    main(*parser.parse_args_and_config(), trainer_class=A2TGPOTrainer, tell_plan=True)

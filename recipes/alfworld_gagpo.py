@@ -26,7 +26,6 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl_agentic import AgenticConfig, AgenticTrainer, GAGPOConfig, GAGPOTrainer
 from trl_agentic.environments import ALFWorldEnv
 from trl_agentic.environments.alfworld import find_games, small_policy
-from trl_agentic.trainers.gain import InformationGainConfig
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "alfworld_gagpo" / "quickstart.yaml"
@@ -108,6 +107,7 @@ def main(
     training: AgenticConfig,
     model: ModelConfig,
     trainer_class: type[AgenticTrainer] = GAGPOTrainer,
+    tell_plan: bool = False,
 ) -> None:
     out = Path(training.output_dir)
     policy = model.model_name_or_path
@@ -117,7 +117,6 @@ def main(
         policy = str(small_policy())
     split = evaluation_split(arguments)
     train_steps = arguments.max_train_steps_per_game or arguments.max_steps_per_game
-    tell_plan = isinstance(training, InformationGainConfig)
     factories = {
         "train": environment(arguments, "train", arguments.train_games, train_steps, tell_plan),
         "evaluation": environment(arguments, split, arguments.eval_games, arguments.max_steps_per_game),

@@ -11,9 +11,8 @@ from typing import Any
 from transformers import TrainerCallback
 from trl import ModelConfig
 
+from trl_agentic import AgenticConfig, AgenticTrainer
 from trl_agentic.evaluation import SuccessRate, markdown_table, save_trajectories, success_by_task_type
-from trl_agentic.trainers.base import AgenticTrainer
-from trl_agentic.trainers.config import AgenticConfig
 from trl_agentic.viewer import plot_learning_curve
 
 
