@@ -24,6 +24,8 @@ from pathlib import Path
 
 import pytest
 
+import trl_agentic
+
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -126,18 +128,18 @@ def test_links_inside_the_repository_lead_somewhere(page: Path):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_table_of_gagpo_names_the_fields_and_defaults_of_its_config():
-    from trl_agentic import GAGPOConfig
-
-    fields = GAGPOConfig.__dataclass_fields__
-    page = (ROOT / "docs" / "gagpo.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| \d+ \|.*\| `(?P<field>\w+)` \| `(?P<default>[^`]+)` \|$", page, re.MULTILINE)
+@pytest.mark.parametrize("name", ["GAGPO", "A2TGPO"])
+def test_the_table_of_a_method_names_the_fields_and_defaults_of_its_config(name: str):
+    config = getattr(trl_agentic, f"{name}Config")
+    fields = config.__dataclass_fields__
+    page = (ROOT / "docs" / f"{name.lower()}.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [\d-]+ \|.*\| `(?P<field>\w+)` \| `(?P<default>[^`]+)` \|$", page, re.MULTILINE)
     assert len(rows) >= 10
     for field, default in rows:
-        assert fields[field].default == ast.literal_eval(default), f"docs/gagpo.md on {field}"
+        assert fields[field].default == ast.literal_eval(default), f"the page on {name} about {field}"
     named = {field for field, _ in rows}
-    own = set(GAGPOConfig.__annotations__) - {"learning_rate"}
-    assert own <= named, f"docs/gagpo.md lacks {sorted(own - named)}"
+    own = set(config.__annotations__) - {"learning_rate"}
+    assert own <= named, f"the page on {name} lacks {sorted(own - named)}"
 
 
 PRESETS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))

@@ -1,4 +1,4 @@
-"""The recipes' presets and what the recipes do by themselves."""
+"""What the recipes do by themselves. That their presets parse is tested with the docs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 from trl import ModelConfig, TrlParser
 
-from trl_agentic import A2TGPOConfig, GAGPOConfig
+from trl_agentic import A2TGPOConfig
 
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-PRESETS = sorted((RECIPES / "configs").glob("*/*.yaml"))
 
 
 @pytest.fixture
@@ -34,33 +33,17 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
             del sys.modules[name]
 
 
-def parse(recipe: Any, preset: Path) -> tuple[Any, Any, ModelConfig]:
-    module = recipe(preset.parent.name)
-    arguments, training = {
-        "alfworld_a2tgpo": lambda: (module.ALFWorldArguments, A2TGPOConfig),
-        "alfworld_gagpo": lambda: (module.ALFWorldArguments, GAGPOConfig),
-        "search_a2tgpo": lambda: (module.SearchArguments, A2TGPOConfig),
-    }[preset.parent.name]()
-    parsed: tuple[Any, Any, ModelConfig] = TrlParser((arguments, training, ModelConfig)).parse_args_and_config(
-        ["--config", str(preset), "--use_vllm", "false", "--bf16", "false"]
-    )
-    return parsed
-
-
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_presets_parse_and_say_how_they_are_launched(preset: Path, recipe: Any):
-    _, training, _ = parse(recipe, preset)
-    assert training.output_dir.startswith("outputs/")
-    assert f"recipes/{preset.parent.name}.py" in preset.read_text(encoding="utf-8").splitlines()[0]
-
-
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.py")), ids=lambda path: path.stem)
 def test_recipes_say_what_they_do(path: Path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
 
 
 def test_the_papers_protocol_of_a2tgpo(recipe: Any):
-    search, training, model = parse(recipe, RECIPES / "configs" / "search_a2tgpo" / "qwen3-4b.yaml")
+    parser = TrlParser((recipe("search_a2tgpo").SearchArguments, A2TGPOConfig, ModelConfig))
+    preset = RECIPES / "configs" / "search_a2tgpo" / "qwen3-4b.yaml"
+    search, training, model = parser.parse_args_and_config(
+        ["--config", str(preset), "--use_cpu", "true", "--bf16", "0"]
+    )
     assert model.model_name_or_path == "Qwen/Qwen3-4B"
     assert (search.passages, search.max_searches, search.format_penalty) == (3, 6, 1.0)
     gpus = 8
