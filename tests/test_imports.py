@@ -44,6 +44,7 @@ MAY_IMPORT: list[tuple[str, tuple[str, ...]]] = [
             "information_gain",
             "rollout",
             "environments.base",
+            "environments.handle",
             "environments.tools",
             "records",
             "trainers",
@@ -176,6 +177,13 @@ def test_recipes_and_examples_use_public_names_only(path: Path):
 
 def test_importing_the_package_loads_no_heavy_library():
     code = "import sys, trl_agentic; print(*sorted({'torch', 'transformers', 'trl', 'numpy'} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert loaded.split() == []
+
+
+def test_a_process_that_runs_an_environment_loads_no_torch():
+    modules = "trl_agentic.environments.handle, trl_agentic.environments.alfworld.env, trl_agentic.environments.search"
+    code = f"import sys, {modules}; print(*sorted({{'torch', 'transformers', 'trl', 'datasets'}} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert loaded.split() == []
 

@@ -1,16 +1,17 @@
 """The vocabulary of the package: what an environment answers, what a rollout records, what a credit rule reads.
 
-This module imports nothing but the standard library and torch's `Tensor` type.
+This module imports nothing but the standard library: a process that runs an environment needs no torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ class Trajectory:
         error: the traceback of a failed environment.
         final_prompt: what the policy would have read before another action; `None` if the last one had no answer to
             read (a terminal one, an error).
+        retries: fresh environments that took over after a failure.
     """
 
     task: dict[str, Any]
@@ -116,6 +118,7 @@ class Trajectory:
     success: bool | None = None
     error: str | None = None
     final_prompt: Prompt | None = None
+    retries: int = 0
 
     @property
     def episode_return(self) -> float:
@@ -172,6 +175,8 @@ class TurnBatch:
     penalties: Tensor | None = None
 
     def __post_init__(self) -> None:
+        import torch
+
         if self.rewards.dim() != 2:
             raise ValueError(f"TurnBatch.rewards must have shape (B, K), got {tuple(self.rewards.shape)}.")
         b, k = self.rewards.shape

@@ -42,6 +42,7 @@ RUNS: dict[str, dict[str, Any]] = {
     # All rollouts of the second process fail, and half of a group of the first.
     "fail": {
         "loss_type": "grpo", "shuffle_dataset": False, "lengths": (1, FAILS, FAILS), "max_tokens_per_micro_batch": 200,
+        "max_failed_rollouts": 0.7, "environment_retries": 1,
     },
     # A2TGPO, its gains in several forward passes.
     "gain": {"config_class": A2TGPOConfig, "information_gain_tokens": 300},

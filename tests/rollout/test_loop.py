@@ -15,6 +15,7 @@ import pytest
 
 from tests.tiny_model import build_tiny_tokenizer
 from tests.toys import Corridor
+from trl_agentic.environments.base import EpisodeRestarted
 from trl_agentic.rollout.chat import ChatRenderer
 from trl_agentic.rollout.context import first_messages
 from trl_agentic.rollout.engines import LockstepEngine, Request, Sample
@@ -466,3 +467,19 @@ def test_progress_and_time_are_told():
     )
     assert done == [1, 1, 1, 1]
     assert clock.engine_seconds > 0 and clock.env_seconds > 0
+
+
+def test_an_episode_that_begins_anew_forgets_its_turns():
+    class Restarting(ScriptedEnv):
+        def step(self, action: str) -> Any:
+            if len(self.actions) == 1:
+                self.actions.append(action)
+                raise EpisodeRestarted("Again.")
+            return super().step(action)
+
+    (t, _), engine = run(Restarting(on(), on(), on(), on(terminated=True)), ScriptedEnv(on(terminated=True)))
+    assert [request.seed for request in engine.seen(0)][2:] == [request.seed for request in engine.seen(0)][:2]
+    assert t.stop_reason is StopReason.TERMINATED and t.error is None
+    assert [turn.observation for turn in t.turns] == ["Again.", "Go on."]
+    assert [turn.extends for turn in t.turns] == [False, True]
+    assert t.turns[0].prompt_ids == CHAT.prompt_ids([{"role": "user", "content": "Again."}])

@@ -291,15 +291,22 @@ class Fragile(Corridor):
 
 def test_failed_rollouts_are_left_out(tiny_model_dir: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     rows = Dataset.from_list([{"length": 3}] * 6)  # nobody is out in less than three turns
-    trainer = gagpo(tiny_model_dir(), tmp_path, Fragile, train_dataset=rows)
+    trainer = gagpo(tiny_model_dir(), tmp_path, Fragile, train_dataset=rows, environment_retries=0)
     Fragile.episodes = 0
     batches: list[Any] = []
     rule = trainer.turn_advantages
-    trainer.turn_advantages = lambda batch: (batches.append(batch), rule(batch))[1]
+    failed: list[list[int]] = []
+
+    def watched(batch: Any) -> Any:
+        batches.append(batch)
+        failed.append([i for i, trajectory in enumerate(trainer._sampled) if trajectory.error])
+        return rule(batch)
+
+    trainer.turn_advantages = watched
     trainer.train()
     assert history(trainer, "episode/stop_error") == [3 / 8, 2 / 8, 3 / 8]
-    # Episodes 2, 5 and 8 of the first batch: neither the reset nor the turn before the crash enters a statistic.
-    assert [i for i in range(8) if not batches[0].turn_mask[i].any()] == [1, 4, 7]
+    # Three of the first batch: neither the reset nor the turn before the crash enters a statistic.
+    assert failed[0] == [i for i in range(8) if not batches[0].turn_mask[i].any()]
     assert "the game crashed" in caplog.text and "the game does not start" in caplog.text
     assert all(math.isfinite(loss) for loss in history(trainer, "loss"))
 
@@ -385,6 +392,7 @@ def test_the_best_checkpoint_is_the_one_with_most_success(tiny_model_dir: Model,
         tiny_model_dir(), tmp_path, max_steps=4, eval_dataset=tasks(6), eval_strategy="steps", eval_steps=1,
         save_strategy="steps", save_steps=1, load_best_model_at_end=True, metric_for_best_model="eval_success",
         save_only_model=True, per_device_eval_batch_size=6, num_generations_eval=1, eval_temperature=0.0,
+        nonfinite_update="skip",
     )  # fmt: skip
     trainer.add_callback(Spoiling())
     before = parameters(trainer)

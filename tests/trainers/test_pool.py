@@ -32,9 +32,9 @@ def counted() -> tuple[type[Corridor], list[str]]:
 def test_a_batch_gets_different_instances_and_the_next_one_the_same():
     environment, events = counted()
     pool = EnvironmentPool(environment)
-    first = pool.take([{}] * 3, TOKENIZER)
+    first = [handle.reset() and handle.instance for handle in pool.take([{}] * 3, TOKENIZER)]
     assert len({id(instance) for instance in first}) == 3
-    second = pool.take([{}] * 5, TOKENIZER)
+    second = [handle.reset() and handle.instance for handle in pool.take([{}] * 5, TOKENIZER)]
     assert [id(i) for i in second[:3]] == [id(i) for i in first]
     assert events.count("made") == 1 + 5  # one was probed before training
 
@@ -43,7 +43,8 @@ def test_everything_that_was_made_is_closed_once():
     environment, events = counted()
     pool = EnvironmentPool({"a": environment, "b": Corridor})
     pool.check([{"environment": "a", "length": 1}, {"environment": "b"}])
-    pool.take([{"environment": "a"}, {"environment": "b"}, {"environment": "a"}], TOKENIZER)
+    for handle in pool.take([{"environment": "a"}, {"environment": "b"}, {"environment": "a"}], TOKENIZER):
+        handle.reset()
     pool.close()
     pool.close()
     assert events.count("made") == events.count("closed") == 4  # probed, checked, and two played
@@ -81,9 +82,9 @@ def test_a_class_without_step_is_tool_style():
 
     pool = EnvironmentPool(Tool)
     assert pool.uses_tools and not EnvironmentPool(Corridor).uses_tools
+    assert [tool.__name__ for tool in pool.tools({}, TOKENIZER) or []] == ["look"]
     [environment] = pool.take([{}], TOKENIZER)
-    assert isinstance(environment, ToolEnvironment)
-    assert [tool.__name__ for tool in environment.tools] == ["look"]
     assert environment.reset() == "" and environment.reward() == 0.0
+    assert isinstance(environment.instance, ToolEnvironment)
     pool.close()
     assert Tool.closed == 2

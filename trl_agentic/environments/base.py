@@ -10,6 +10,14 @@ from typing import Any, Protocol, runtime_checkable
 from trl_agentic.types import StepResult
 
 
+class EpisodeRestarted(Exception):
+    """Raised by `step`: the episode was lost and has begun anew, with this first observation."""
+
+    def __init__(self, observation: Any):
+        super().__init__("The episode was lost and has begun anew.")
+        self.observation = observation
+
+
 @runtime_checkable
 class Environment(Protocol):
     """What a class must offer to be trained on.
@@ -55,28 +63,48 @@ def check_environment(
             give different first observations.
     """
     environment = factory()
-    name = type(environment).__name__
     try:
-        for method in ("reset", "step", "close"):
-            if not callable(getattr(environment, method, None)):
-                raise TypeError(f"{name} has no method `{method}`; an environment needs `reset`, `step` and `close`.")
-        first = environment.reset(**row)
-        if not isinstance(first, str):
-            raise TypeError(f"{name}.reset must return the first observation as `str`, got {type(first).__name__}.")
-        for action in actions if actions is not None else ["", "an action that no environment knows"]:
-            result = environment.step(action)
-            _check_result(name, result)
-            if result.terminated or result.truncated:
-                break
-        again = environment.reset(**row)
-        if again != first:
-            raise ValueError(
-                f"{name}.reset gave two different first observations for the same row: the rollouts of a group must "
-                f"start in the same state. Seed it from the row. First: {first[:80]!r}, then: {again[:80]!r}."
-            )
+        check_methods(environment)
+        check_episode(environment, type(environment).__name__, row, actions)
     finally:
         if callable(getattr(environment, "close", None)):
             environment.close()
+
+
+def check_methods(environment: Any) -> None:
+    """The part of [`check_environment`] that needs no episode.
+
+    Raises:
+        TypeError: a method is missing. The message names the class and the method.
+    """
+    for method in ("reset", "step", "close"):
+        if not callable(getattr(environment, method, None)):
+            name = type(environment).__name__
+            raise TypeError(f"{name} has no method `{method}`; an environment needs `reset`, `step` and `close`.")
+
+
+def check_episode(environment: Environment, name: str, row: dict[str, Any], actions: list[str] | None = None) -> None:
+    """The part of [`check_environment`] that plays.
+
+    Args:
+        environment: an instance; it is not closed.
+        name: what messages call it.
+        row, actions: as in [`check_environment`].
+    """
+    first = environment.reset(**row)
+    if not isinstance(first, str):
+        raise TypeError(f"{name}.reset must return the first observation as `str`, got {type(first).__name__}.")
+    for action in actions if actions is not None else ["", "an action that no environment knows"]:
+        result = environment.step(action)
+        _check_result(name, result)
+        if result.terminated or result.truncated:
+            break
+    again = environment.reset(**row)
+    if again != first:
+        raise ValueError(
+            f"{name}.reset gave two different first observations for the same row: the rollouts of a group must "
+            f"start in the same state. Seed it from the row. First: {first[:80]!r}, then: {again[:80]!r}."
+        )
 
 
 def _check_result(name: str, result: Any) -> None:

@@ -74,10 +74,14 @@ class ChatRenderer:
 
         Returns:
             Token ids; none of the ids that come from a content is an added or special token.
+
+        Raises:
+            ValueError: another field of a message, which the template writes as it is, holds a control token.
         """
         contents: list[str] = []
         marked = []
         for message in messages:
+            self._check_fields(message)
             if message.get("content"):  # a tool call may have none
                 contents.append(content_text(message["content"]))
                 message = {**message, "content": _MARKER.format(len(contents) - 1)}
@@ -123,6 +127,16 @@ class ChatRenderer:
             return tuple(i for i in ids if i not in self._control_ids)
         middle = len(text) // 2  # a control token that is cut in two is ordinary text
         return self._encode_data(text[:middle]) + self._encode_data(text[middle:])
+
+    def _check_fields(self, message: dict[str, Any]) -> None:
+        for name, value in message.items():
+            if name == "content" or value in ("system", "user", "assistant", "tool"):
+                continue
+            if not self._control_ids.isdisjoint(self._encode(_valid("\n".join(_texts(value))))):
+                raise ValueError(
+                    f"The field `{name}` of a message of the prompt holds a control token: {str(value)[:80]!r}. Only "
+                    "contents may say anything."
+                )
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: list[Any] | None) -> str:
         return self._tokenizer.apply_chat_template(
@@ -203,6 +217,15 @@ class ChatRenderer:
 
     def _controls(self, ids: tuple[int, ...]) -> list[int]:
         return [i for i in ids if i in self._control_ids]
+
+
+def _texts(value: Any) -> list[str]:
+    """All strings in a nested value."""
+    if isinstance(value, dict):
+        return [text for pair in value.items() for item in pair for text in _texts(item)]
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in _texts(item)]
+    return [value] if isinstance(value, str) else []
 
 
 def _valid(text: str) -> str:

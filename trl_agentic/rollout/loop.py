@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from trl_agentic.environments.base import Environment
+from trl_agentic.environments.base import Environment, EpisodeRestarted
 from trl_agentic.rollout.chat import ChatRenderer
 from trl_agentic.rollout.context import FULL, Context, first_prompt, next_prompt, observation_ids
 from trl_agentic.rollout.engines import Engine, Request, Sample
@@ -188,6 +188,9 @@ class _Play:
 
     def _observed(self, rollout: _Rollout, result: Any) -> None:
         self._busy -= 1
+        if isinstance(result, EpisodeRestarted):
+            rollout.trajectory, rollout.context, rollout.spent = Trajectory(task=rollout.episode.task), [], 0
+            result = result.observation
         try:
             if isinstance(result, Exception):
                 raise result

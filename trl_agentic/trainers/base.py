@@ -20,6 +20,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import ProcessorMixin
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.chat_template_utils import (
     add_response_schema,
@@ -31,6 +32,7 @@ from trl.extras.profiling import profiling_context
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 from trl.trainer.utils import pad, use_adapter
 
+from trl_agentic.environments.handle import EnvironmentHandle, WorkerOptions
 from trl_agentic.environments.tools import ToolEnvironment
 from trl_agentic.loss import aggregate, clipped_surrogate, count_turns, engine_correction, importance_ratio
 from trl_agentic.micro_batches import cut_by_rows, cut_by_tokens, split_to, take_rows
@@ -41,8 +43,16 @@ from trl_agentic.rollout.loop import Budgets, Episode, RolloutClock, derived_see
 from trl_agentic.trainers.budgets import check_budgets
 from trl_agentic.trainers.config import AgenticConfig
 from trl_agentic.trainers.metrics import EpisodeSummary, episode_metrics, summarize
+from trl_agentic.trainers.nonfinite import NonFiniteGuard
 from trl_agentic.trainers.pool import EnvironmentPool, Factory
-from trl_agentic.trainers.saving import TrajectoryLog
+from trl_agentic.trainers.saving import (
+    TrajectoryLog,
+    check_output_dir,
+    checkpoint_bytes,
+    load_generation,
+    save_generation,
+)
+from trl_agentic.trainers.stopping import StopOnSignal
 from trl_agentic.turns import spread_to_tokens, turn_batch, turn_record
 from trl_agentic.types import StopReason, Trajectory, TurnBatch
 
@@ -121,7 +131,15 @@ class AgenticTrainer(GRPOTrainer):
         if prompt_renderer is not None and args.context != "window":
             raise ValueError(f"`prompt_renderer` needs `context='window'`, but `context` is {args.context!r}.")
         self.context = Context(args.history_length if args.context == "window" else None, prompt_renderer)
-        self.environment_pool = EnvironmentPool(environment_factory)
+        if args.should_save:
+            check_output_dir(args.output_dir)
+        options = WorkerOptions(
+            kind=args.environment_workers,
+            timeout=args.environment_timeout,
+            retries=args.environment_retries,
+            max_episodes=args.environment_max_episodes,
+        )
+        self.environment_pool = EnvironmentPool(environment_factory, options)
         if train_dataset is None:
             train_dataset = _dataset(self.environment_pool.tasks())
         _check_size(train_dataset, args)
@@ -169,6 +187,17 @@ class AgenticTrainer(GRPOTrainer):
         if self.use_vllm:
             self.vllm_generation.max_completion_length = args.max_turn_tokens
         self._eval_rollouts = 0
+        if args.should_save and args.save_strategy != "no":
+            check_output_dir(args.output_dir, checkpoint_bytes(self.model, args.save_only_model))
+        if self.is_deepspeed_enabled and args.nonfinite_update == "skip":
+            raise ValueError("`nonfinite_update='skip'` does not reach DeepSpeed's gradients: set 'stop'.")
+        own_gradients = self.accelerator.scaler is None and not self.is_deepspeed_enabled
+        self._nonfinite_guard = NonFiniteGuard(args.nonfinite_update, gradients=own_gradients)
+        self._stop_on_signal = StopOnSignal()
+        self.add_callback(self._nonfinite_guard)
+        self.add_callback(self._stop_on_signal)
+        self._last_logps: Tensor | None = None
+        self._sampled: list[Trajectory] = []  # of the current generation
         self._trajectory_log = TrajectoryLog(Path(args.output_dir) / "trajectories", args.save_trajectories_steps)
         self.add_callback(self._trajectory_log)
         self._episodes: dict[str, list[EpisodeSummary]] = {"train": [], "eval": []}
@@ -275,10 +304,48 @@ class AgenticTrainer(GRPOTrainer):
     def _check_first_prompt(self, row: dict[str, Any]) -> None:
         """Fails now, rather than after the first generation, if the budgets cannot hold a first prompt."""
         environment = self.environment_pool.take([row], self._tokenizer, self.chat_template_kwargs)[0]
-        tools = environment.tools if isinstance(environment, ToolEnvironment) else None
+        tools = self.environment_pool.tools(row, self._tokenizer, self.chat_template_kwargs)
         task = self.environment_pool.reset_arguments(row)
         prompt = first_prompt(self.chat, self.context, task, environment.reset(**task) or "", tools)
         check_budgets(self.args, self.budgets, len(prompt.ids))
+
+    # Stopping and going on
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in TRL. At SIGTERM or SIGINT it saves a checkpoint after the current step and exits with code 0."""
+        with self._stop_on_signal.listening(self.args.output_dir):
+            return super().train(*args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if not self.args.save_only_model:
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            between = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+            save_generation(folder, self._step, None if between else self._buffered_inputs)
+        super()._save_checkpoint(model, trial)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        saved = load_generation(Path(checkpoint), self.accelerator.device)
+        if saved is None:
+            logger.warning(
+                "%s holds no rollouts of this process: it was saved elsewhere or by another number of processes. The "
+                "next step begins with new rollouts, so the run goes on, but not exactly as it would have.",
+                checkpoint,
+            )
+            saved = self.state.global_step * self.args.gradient_accumulation_steps, None
+        self._step, self._buffered_inputs = saved
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        self._train_sampler = super()._get_train_sampler(dataset)
+        return self._train_sampler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and isinstance(self.train_dataset, Dataset):
+            for _ in range(int(self.state.epoch or 0)):  # each epoch draws its order after those before
+                next(iter(self._train_sampler))
 
     # Rollouts
 
@@ -319,7 +386,7 @@ class AgenticTrainer(GRPOTrainer):
                 played += zip([i for i, _ in part], trajectories, strict=True)
         self.model.train(was_training)
         trajectories = [trajectory for _, trajectory in sorted(gather_object(played), key=lambda pair: pair[0])]
-        _check_not_all_failed([trajectory.error for trajectory in trajectories])
+        _check_failures([trajectory.error for trajectory in trajectories], 1.0)
         return trajectories
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -344,6 +411,9 @@ class AgenticTrainer(GRPOTrainer):
         for name, (total, tokens) in self._token_sums[mode].items():
             self._metrics[mode][name] = [total / max(tokens, 1.0)]
         self._token_sums[mode].clear()
+        if mode == "train" and self._nonfinite_guard.skipped:
+            self._metrics[mode]["update/skipped"] = [self._nonfinite_guard.skipped]
+            self._nonfinite_guard.skipped = 0
         if self._episodes[mode]:
             for name, value in episode_metrics(self._episodes[mode]).items():
                 self._metrics[mode][name] = [value]
@@ -363,23 +433,25 @@ class AgenticTrainer(GRPOTrainer):
         environments = self.environment_pool.take(rows, self._tokenizer, self.chat_template_kwargs)
         episodes = []
         for environment, row, seed in zip(environments, rows, seeds, strict=True):
-            tools = isinstance(environment, ToolEnvironment)
+            tools = self.environment_pool.tools(row, self._tokenizer, self.chat_template_kwargs)
             episodes.append(
                 Episode(
                     environment=environment,
                     task=self.environment_pool.reset_arguments(row),
                     seed=seed,
-                    tools=environment.tools if isinstance(environment, ToolEnvironment) else None,
-                    observation_role="tool" if tools else "user",
-                    raw_action=tools,
+                    tools=tools,
+                    observation_role="user" if tools is None else "tool",
+                    raw_action=tools is not None,
                 )
             )
         with self._engine(temperature) as engine:
             trajectories = play(episodes, engine, self.chat, self.budgets, on_done, clock, self.context)
-        self.environments = [e.instance if isinstance(e, ToolEnvironment) else e for e in environments]
-        for environment, trajectory in zip(environments, trajectories, strict=True):
-            if isinstance(environment, ToolEnvironment) and trajectory.turns and trajectory.error is None:
+        for environment, episode, trajectory in zip(environments, episodes, trajectories, strict=True):
+            if episode.tools is not None and trajectory.turns and trajectory.error is None:
                 _add_final_reward(environment, trajectory)
+            trajectory.retries = environment.retries
+        instances = [environment.instance or environment for environment in environments]
+        self.environments = [e.instance if isinstance(e, ToolEnvironment) else e for e in instances]
         return trajectories
 
     @contextmanager
@@ -451,7 +523,9 @@ class AgenticTrainer(GRPOTrainer):
         trajectories = self._play(inputs, self._rollout_seeds(mode, len(inputs)), clock=clock)
         seconds = time.perf_counter() - started
         if mode == "train":
-            _check_not_all_failed(gather_object([trajectory.error for trajectory in trajectories]))
+            errors = gather_object([trajectory.error for trajectory in trajectories])
+            _check_failures(errors, self.args.max_failed_rollouts)
+            self._sampled = trajectories
         self._add_reward_functions(inputs, trajectories)
         batch = self._global_batch(trajectories, self.information_gains(inputs, trajectories), mode)
         advantages, clip_scales = self.turn_advantages(batch), self.turn_clip_scales(batch)
@@ -744,8 +818,22 @@ class AgenticTrainer(GRPOTrainer):
             self.accelerator.sync_gradients = synced
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        if not self.args.uses_turn_loss:
-            return super()._compute_loss(model, inputs)
+        self._last_logps = None
+        loss = self._turn_loss(model, inputs) if self.args.uses_turn_loss else super()._compute_loss(model, inputs)
+        if self.model.training:
+            self._nonfinite_guard.note(loss, inputs, self._last_logps, self._sampled)
+        return loss
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, Any]:
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._last_logps = logps.detach()
+        return logps, entropies, aux_loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        self._nonfinite_guard.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self._nonfinite_guard.grad_norm
+
+    def _turn_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         mask, turn_ids = inputs["tool_mask"], inputs["turn_ids"]
         logps, entropies, aux_loss = self._token_logps(
             model, inputs, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
@@ -824,6 +912,7 @@ class AgenticTrainer(GRPOTrainer):
         turns = gather_object([sum(len(trajectory.turns) for trajectory in trajectories)])
         times = gather_object([(seconds, clock.engine_seconds, clock.env_seconds)])
         slowest = max(total for total, _, _ in times)
+        metrics["rollout/retries"] = sum(gather_object([sum(trajectory.retries for trajectory in trajectories)]))
         metrics["rollout/turns_per_second"] = sum(turns) / max(slowest, 1e-9)
         metrics["rollout/seconds"] = slowest
         metrics["rollout/engine_seconds"] = max(engine for _, engine, _ in times)
@@ -858,7 +947,7 @@ def _check_size(dataset: Dataset | IterableDataset, args: AgenticConfig) -> None
         )
 
 
-def _add_final_reward(environment: ToolEnvironment, trajectory: Trajectory) -> None:
+def _add_final_reward(environment: EnvironmentHandle, trajectory: Trajectory) -> None:
     """Pays a tool-style environment's own reward at the last turn; an error there costs this rollout alone."""
     try:
         reward = environment.reward()
@@ -877,10 +966,17 @@ def _first_prompt(trajectory: Trajectory) -> list[dict[str, Any]]:
     return [{"role": "user", "content": ""}]
 
 
-def _check_not_all_failed(errors: list[str | None]) -> None:
-    """Some failed rollouts cost themselves alone; if all fail, something is wrong that waiting will not mend."""
-    if errors and None not in errors:
-        raise RuntimeError(f"All {len(errors)} rollouts failed. The first error:\n{errors[0]}")
+def _check_failures(errors: list[str | None], max_share: float) -> None:
+    """Some failed rollouts cost themselves alone; if most fail, something is wrong that waiting will not mend."""
+    failed = [error for error in errors if error is not None]
+    if not failed or (len(failed) < len(errors) and len(failed) <= max_share * len(errors)):
+        return
+    if len(failed) == len(errors):
+        raise RuntimeError(f"All {len(errors)} rollouts failed. The first error:\n{failed[0]}")
+    raise RuntimeError(
+        f"{len(failed)} of {len(errors)} rollouts failed, more than `max_failed_rollouts` ({max_share:g}) allows. The "
+        f"first error:\n{failed[0]}"
+    )
 
 
 def _completion(trajectory: Trajectory, observation_role: str) -> list[dict[str, str]]:

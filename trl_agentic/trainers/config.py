@@ -45,7 +45,23 @@ class AgenticConfig(GRPOConfig):
             Token positions, padding included, that one forward pass of training or evaluation may compute: what bounds
             its memory. Rows of like length are put together, and an accumulation step makes as many passes as it
             needs; the optimizer steps stay the same. If `None`, a pass takes `per_device_train_batch_size` rows.
-
+        environment_workers (`str`, *optional*, defaults to `"thread"`):
+            Where environments run: `"thread"`, each in a thread of the trainer's process, or `"process"`, each in a
+            process of its own, which can be killed when it hangs and may crash without harm.
+        environment_timeout (`float`, *optional*, defaults to `300.0`):
+            Seconds that an environment may take for `reset` or `step`; ten times as many to be made. `None` for no
+            limit.
+        environment_retries (`int`, *optional*, defaults to `2`):
+            Fresh environments that a rollout may use up when one raises an error, hangs or dies. Past that the rollout
+            ends with `StopReason.ERROR` and is left out of the update.
+        environment_max_episodes (`int`, *optional*):
+            Episodes that an environment plays before a fresh one replaces it: for one that leaks. `None` for no limit.
+        max_failed_rollouts (`float`, *optional*, defaults to `0.5`):
+            Share of the rollouts of a step that may fail. If more do, the run stops with the first traceback.
+        nonfinite_update (`str`, *optional*, defaults to `"stop"`):
+            What happens if a loss, a log-probability or the gradient is NaN or infinite: `"stop"` ends the run before
+            the weights change, `"skip"` leaves the update out, up to ten times in a row. Either names the rollouts
+            that caused it.
     """
 
     max_completion_length: int | None = field(
@@ -103,8 +119,43 @@ class AgenticConfig(GRPOConfig):
         },
     )
 
+    environment_workers: str = field(
+        default="thread",
+        metadata={
+            "help": "Where environments run: `thread`, each in a thread of the trainer's process, or `process`, each "
+            "in a process of its own, which can be killed when it hangs.",
+            "choices": ["thread", "process"],
+        },
+    )
+    environment_timeout: float | None = field(
+        default=300.0,
+        metadata={"help": "Seconds that an environment may take for `reset` or `step`; `None` for no limit."},
+    )
+    environment_retries: int = field(
+        default=2,
+        metadata={"help": "Fresh environments that a rollout may use up when one raises an error, hangs or dies."},
+    )
+    environment_max_episodes: int | None = field(
+        default=None,
+        metadata={"help": "Episodes that an environment plays before a fresh one replaces it."},
+    )
+    max_failed_rollouts: float = field(
+        default=0.5,
+        metadata={"help": "Share of the rollouts of a step that may fail. If more do, the run stops."},
+    )
+
+    nonfinite_update: str = field(
+        default="stop",
+        metadata={
+            "help": "What happens if a loss, a log-probability or the gradient is NaN or infinite: `stop` ends the "
+            "run before the weights change, `skip` leaves the update out.",
+            "choices": ["stop", "skip"],
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_environment_fields()
         for name in ("max_turns", "max_turn_tokens", "max_tokens_per_micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -158,6 +209,20 @@ class AgenticConfig(GRPOConfig):
                 raise ValueError(f"`{name}` is not supported: leave it at {off!r}. {instead}")
         if self.uses_turn_loss:
             self._check_turn_loss()
+
+    def _check_environment_fields(self) -> None:
+        if self.environment_workers not in ("thread", "process"):
+            raise ValueError(f"`environment_workers` must be 'thread' or 'process', got {self.environment_workers!r}.")
+        if self.environment_timeout is not None and not self.environment_timeout > 0:
+            raise ValueError(f"`environment_timeout` must be positive, or None, got {self.environment_timeout}.")
+        if self.environment_retries < 0:
+            raise ValueError(f"`environment_retries` must not be negative, got {self.environment_retries}.")
+        if self.environment_max_episodes is not None and self.environment_max_episodes < 1:
+            raise ValueError(f"`environment_max_episodes` must be at least 1, got {self.environment_max_episodes}.")
+        if self.nonfinite_update not in ("stop", "skip"):
+            raise ValueError(f"`nonfinite_update` must be 'stop' or 'skip', got {self.nonfinite_update!r}.")
+        if not 0 <= self.max_failed_rollouts <= 1:
+            raise ValueError(f"`max_failed_rollouts` must be a share from 0 to 1, got {self.max_failed_rollouts}.")
 
     def require_penalty_in_return(self, rule: str) -> None:
         """For rules that read nothing of the rewards but their sum over an episode.

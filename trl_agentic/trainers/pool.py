@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trl_agentic.environments.base import Environment, check_environment
+from trl_agentic.environments.base import Environment, check_episode, check_methods
+from trl_agentic.environments.handle import EnvironmentHandle, WorkerOptions
 from trl_agentic.environments.tools import ToolEnvironment
 
 
@@ -21,13 +24,19 @@ class EnvironmentPool:
         factory (`Callable` or `dict[str, Callable]`):
             Makes an instance: an [`Environment`], or a TRL tool-style environment (no `step`). With a dictionary, a
             row's `environment` selects the factory.
+        options ([`~trl_agentic.environments.handle.WorkerOptions`], *optional*):
+            How environments run.
 
     Raises:
-        ValueError: `factory` is missing or an empty dictionary.
+        ValueError: `factory` is missing or an empty dictionary, or a tool-style environment is to run in a process.
         TypeError: a factory is not callable.
     """
 
-    def __init__(self, factory: Factory | dict[str, Factory] | None):
+    def __init__(
+        self,
+        factory: Factory | dict[str, Factory] | None,
+        options: WorkerOptions = WorkerOptions(),  # noqa: B008
+    ):
         if not factory:
             raise ValueError(
                 "`environment_factory` is missing: pass a callable that returns an environment, or a dictionary of "
@@ -45,8 +54,15 @@ class EnvironmentPool:
                 raise TypeError(
                     f"{where} must be callable, got {type(make).__name__}. Pass the class, not an instance."
                 )
-        self._instances: dict[str | None, list[Environment]] = {name: [] for name in self._factories}
+        self._options = options
+        self._handles: dict[str | None, list[EnvironmentHandle]] = {name: [] for name in self._factories}
         self._probes = {name: make() for name, make in self._factories.items()}
+        self._tools: dict[str | None, list[Callable[..., Any]]] = {}
+        if self.uses_tools and options.kind == "process":
+            raise ValueError(
+                "`environment_workers='process'` is not for tool-style environments: reward functions read the "
+                "instances, which must be in this process. Set 'thread', or define `step(self, action) -> StepResult`."
+            )
 
     @property
     def uses_tools(self) -> bool:
@@ -85,8 +101,14 @@ class EnvironmentPool:
         checked: set[str | None] = set()
         for row in rows:
             name = self.name(row)
-            if name not in checked and not _is_tool_style(self._probes[name]):
-                check_environment(self._factories[name], self.reset_arguments(row))
+            probe = self._probes[name]
+            if name not in checked and not _is_tool_style(probe):
+                check_methods(probe)
+                handle = EnvironmentHandle(self._factories[name], replace(self._options, retries=0))
+                try:
+                    check_episode(handle, type(probe).__name__, self.reset_arguments(row))
+                finally:
+                    handle.close()
             checked.add(name)
             if len(checked) == len(self._factories):
                 return
@@ -118,24 +140,41 @@ class EnvironmentPool:
         rows: list[dict[str, Any]],
         tokenizer: PreTrainedTokenizerBase,
         chat_template_kwargs: dict[str, Any] | None = None,
-    ) -> list[Environment]:
+    ) -> list[EnvironmentHandle]:
         """One environment for each row, all different; they are taken again by the next call."""
         used = dict.fromkeys(self._factories, 0)
         taken = []
         for row in rows:
             name = self.name(row)
-            instances = self._instances[name]
-            if used[name] == len(instances):
-                instances.append(self._make(name, tokenizer, chat_template_kwargs))
-            taken.append(instances[used[name]])
+            handles = self._handles[name]
+            if used[name] == len(handles):
+                # What a process makes is another object than the one probed, and not tool-style.
+                in_thread = partial(self._make, name, tokenizer, chat_template_kwargs)
+                make = in_thread if self._options.kind == "thread" else self._factories[name]
+                handles.append(EnvironmentHandle(make, self._options))
+            taken.append(handles[used[name]])
             used[name] += 1
         return taken
 
+    def tools(
+        self,
+        row: dict[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> list[Callable[..., Any]] | None:
+        """The methods that the chat template lists for a row; `None` if its environment is not tool-style."""
+        if not self.is_tool_style(row):
+            return None
+        name = self.name(row)
+        if name not in self._tools:
+            self._tools[name] = ToolEnvironment(self._probes[name], tokenizer, chat_template_kwargs).tools
+        return self._tools[name]
+
     def close(self) -> None:
         """Closes all environments."""
-        for instances in self._instances.values():
-            while instances:
-                instances.pop().close()
+        for handles in self._handles.values():
+            while handles:
+                handles.pop().close()
         while self._probes:
             probe = self._probes.popitem()[1]
             if callable(getattr(probe, "close", None)):
@@ -145,7 +184,7 @@ class EnvironmentPool:
         self, name: str | None, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None
     ) -> Environment:
         instance = self._factories[name]()
-        if instance is self._probes[name]:
+        if instance is self._probes.get(name):
             raise ValueError(
                 f"`environment_factory` returned one and the same {type(instance).__name__} twice, but every rollout "
                 "needs an instance of its own. Pass the class, or a function that makes a new one."

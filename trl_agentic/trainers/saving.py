@@ -1,11 +1,14 @@
-"""Training rollouts on disk, with the credit that each turn got."""
+"""What a run leaves on disk beside its model: rollouts with the credit of each turn, and what resuming needs."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -14,6 +17,77 @@ from transformers import TrainerCallback
 from trl_agentic.records import save_records, trajectory_record
 from trl_agentic.turns import gather_to_turns
 from trl_agentic.types import Trajectory
+
+
+_PROBE_BYTES = 2**20
+
+
+def check_output_dir(folder: str | Path, needed: int = 0) -> None:
+    """Fails now, rather than at the first checkpoint, if nothing can be written. Leaves nothing behind.
+
+    Args:
+        folder: where the run writes; it need not exist.
+        needed: bytes that must be free.
+
+    Raises:
+        OSError: the folder cannot be made or written, or the disk is full. The message names `output_dir`.
+    """
+    place = Path(folder).absolute()
+    while not place.exists() and not place.is_symlink():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"`output_dir` {str(folder)!r} cannot be written ({error}). Free the disk or choose another"
+        ) from error
+    if free < needed:
+        raise OSError(
+            f"A checkpoint takes about {needed / 1e9:.2f} GB, but where `output_dir` {str(folder)!r} is, only "
+            f"{free / 1e9:.2f} GB are free. Free the disk, choose another, or set `save_only_model=True` or "
+            "`save_strategy='no'`."
+        )
+
+
+def checkpoint_bytes(model: torch.nn.Module, weights_only: bool) -> int:
+    """About what a checkpoint takes: the weights, and two moments of those that are trained."""
+    parameters = list(model.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    saved = parameters if len(trained) == len(parameters) else trained  # an adapter is saved alone
+    moments = 0 if weights_only else 2 * sum(p.numel() * p.element_size() for p in trained)
+    return sum(p.numel() * p.element_size() for p in saved) + moments
+
+
+def save_generation(folder: Path, step: int, batches: list[list[dict[str, Tensor]]] | None) -> None:
+    """Saves where in a generation this process stands.
+
+    Args:
+        folder: the checkpoint.
+        step: accumulation steps so far.
+        batches: rollouts that are still to be trained on, `None` if the next step begins with new ones.
+    """
+    state = PartialState()
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = {"step": step, "processes": state.num_processes, "batches": batches}
+    torch.save(saved, folder / f"generation_{state.process_index}.pt")
+
+
+def load_generation(folder: Path, device: torch.device) -> tuple[int, list[list[dict[str, Tensor]]] | None] | None:
+    """What [`save_generation`] saved; `None` if this process has nothing there.
+
+    Args:
+        folder: the checkpoint.
+        device: where the tensors go.
+    """
+    state = PartialState()
+    path = folder / f"generation_{state.process_index}.pt"
+    if not path.is_file():
+        return None
+    saved = torch.load(path, map_location=device, weights_only=True)
+    return (saved["step"], saved["batches"]) if saved["processes"] == state.num_processes else None
 
 
 class TrajectoryLog(TrainerCallback):

@@ -1,0 +1,143 @@
+"""Workers: what goes wrong in an environment is told, and nothing of it is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.environments.faulty import Faulty, Grandchild, Unmakeable
+from trl_agentic.environments.workers import (
+    EnvironmentFailed,
+    EnvironmentTimeout,
+    ProcessWorker,
+    ThreadWorker,
+    WorkerDied,
+)
+
+
+KINDS = pytest.mark.parametrize("kind", [ThreadWorker, ProcessWorker])
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_until(holds: Any, seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "it never came true"
+        time.sleep(0.02)
+
+
+@KINDS
+def test_calls_are_answered_until_it_is_closed(kind: type[Any], tmp_path: Path):
+    worker = kind(partial(Faulty, str(tmp_path / "closed")), 30.0)
+    assert worker.call("reset", length=1) == "You stand in cell 0. The exit is cell 1."
+    assert worker.call("step", "no").terminated
+    assert (worker.call("pid") == os.getpid()) == (kind is ThreadWorker)
+    worker.close()
+    worker.close()
+    assert len((tmp_path / "closed").read_text().split()) == 1
+
+
+@KINDS
+@pytest.mark.parametrize("fault", ["raise", "exit"])
+def test_an_error_is_raised_here_with_its_traceback(kind: type[Any], fault: str, tmp_path: Path):
+    worker = kind(Faulty, 30.0)
+    told = {"raise": "the corridor collapsed", "exit": "SystemExit"}[fault]
+    with pytest.raises(RuntimeError, match=told):
+        worker.call("reset", fault=fault, count=str(tmp_path / "count"))
+    if kind is ProcessWorker:
+        with pytest.raises(EnvironmentFailed, match=r"faulty\.py.*in _maybe_fail"):
+            worker.call("reset", fault=fault, count=str(tmp_path / "other"))
+    worker.close()
+
+
+@KINDS
+def test_an_environment_that_cannot_be_made(kind: type[Any]):
+    threads = threading.active_count()
+    with pytest.raises((OSError, EnvironmentFailed), match="no catalogue here"):
+        kind(Unmakeable, 30.0)
+    wait_until(lambda: threading.active_count() == threads)
+
+
+def test_a_process_that_hangs_is_killed(tmp_path: Path):
+    worker = ProcessWorker(Faulty, 30.0)
+    worker._timeout = 0.3
+    with pytest.raises(EnvironmentTimeout, match=r"within 0\.3 s in `reset`. Its process was killed"):
+        worker.call("reset", fault="hang", count=str(tmp_path / "count"))
+    assert not is_alive(worker.pid)
+    worker.close()
+
+
+def test_a_thread_that_hangs_is_left_behind_and_nobody_waits_for_it(tmp_path: Path):
+    worker = ThreadWorker(Faulty, 0.3)
+    with pytest.raises(EnvironmentTimeout, match=r"within 0\.3 s in `reset`. Its thread is left behind"):
+        worker.call("reset", fault="hang", count=str(tmp_path / "count"))
+    started = time.monotonic()
+    worker.close()
+    assert time.monotonic() - started < 2
+
+
+def test_a_killed_process_is_noticed(tmp_path: Path):
+    worker = ProcessWorker(Faulty, 30.0)
+    with pytest.raises(WorkerDied, match=r"ended in `reset` \(signal SIGKILL\)"):
+        worker.call("reset", fault="kill", count=str(tmp_path / "count"))
+    worker.close()
+
+    idle = ProcessWorker(Faulty, 30.0)
+    os.kill(idle.pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(idle.pid))
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        idle.call("reset")
+
+
+def test_what_a_process_started_ends_with_it():
+    worker = ProcessWorker(Grandchild, 30.0)
+    grandchild = int(worker.call("reset"))
+    assert is_alive(grandchild)
+    worker.close()
+    wait_until(lambda: not is_alive(grandchild))
+
+
+def test_what_cannot_be_sent_to_a_process():
+    with pytest.raises(TypeError, match="cannot be sent to another process.*environment_workers='thread'"):
+        ProcessWorker(lambda: Faulty(), 30.0)
+    worker = ProcessWorker(Faulty, 30.0)
+    with pytest.raises(EnvironmentFailed, match="no_such_method"):
+        worker.call("no_such_method")
+    assert "cell 0" in worker.call("reset")  # it goes on after an error
+    worker.close()
+
+
+def test_an_environment_keeps_its_thread():
+    """Some libraries (SQLite, browsers) must be used in the thread that they were opened in."""
+
+    class Threads(Faulty):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen = {threading.get_ident()}
+
+        def reset(self, **row: Any) -> str:
+            self.seen.add(threading.get_ident())
+            return str(len(self.seen))
+
+    worker = ThreadWorker(Threads, 30.0)
+    answers: list[str] = []
+    callers = [threading.Thread(target=lambda: answers.append(worker.call("reset"))) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+        caller.join()
+    assert answers == ["1"] * 3
+    worker.close()

@@ -1,0 +1,276 @@
+"""Where an environment runs: in a thread of the trainer's process, or in a process of its own.
+
+A worker makes one environment and plays it. It fails loudly and for good: after an error, a call that took too long or
+a death it is of no more use, and its owner starts another ([`~trl_agentic.environments.handle.EnvironmentHandle`]).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+from trl_agentic.environments.base import Environment
+
+
+logger = logging.getLogger(__name__)
+
+_START_ALLOWANCE = 10  # making an environment may take this many timeouts: it imports libraries and reads catalogues
+_CLOSE_SECONDS = 5.0
+# A fork server imports the main script once, and a worker then starts in milliseconds; elsewhere each imports it anew.
+_CONTEXT: Any = multiprocessing.get_context(
+    "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+)
+_START = threading.Lock()
+
+
+class EnvironmentFailed(RuntimeError):
+    """An environment raised an error in its worker process. The message holds the traceback."""
+
+
+class EnvironmentTimeout(EnvironmentFailed):
+    """An environment did not answer in time."""
+
+
+class WorkerDied(EnvironmentFailed):
+    """The process of an environment ended: it crashed, or somebody killed it."""
+
+
+class Worker(Protocol):
+    """Holds one environment."""
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Calls a method of the environment and returns its answer, or raises what it raised."""
+        ...
+
+    def close(self) -> None:
+        """Closes the environment and ends the worker, whatever state they are in. Raises nothing."""
+        ...
+
+
+class ThreadWorker:
+    """An environment in a thread of its own: it is made, played and closed there.
+
+    A thread cannot be ended from outside: one that hangs is left behind, and its environment with it.
+
+    Args:
+        factory: makes the environment.
+        timeout: seconds that a call may take; `None` for no limit.
+
+    Raises:
+        EnvironmentTimeout: the environment was not made in time.
+        Exception: what `factory` raised.
+    """
+
+    def __init__(self, factory: Callable[[], Environment], timeout: float | None = None):
+        self._factory = factory
+        self._timeout = timeout
+        self._calls: SimpleQueue[tuple[str, tuple[Any, ...], dict[str, Any], SimpleQueue[Any]] | None] = SimpleQueue()
+        self._hangs = self._closed = False
+        self.instance: Any = None
+        threading.Thread(target=self._serve, name="environment", daemon=True).start()
+        try:
+            self.call("", allowance=_START_ALLOWANCE)
+        except Exception:
+            self.close()
+            raise
+
+    def call(self, method: str, *args: Any, allowance: int = 1, **kwargs: Any) -> Any:
+        """See [`Worker`]."""
+        answer: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
+        self._calls.put((method, args, kwargs, answer))
+        seconds = None if self._timeout is None else self._timeout * allowance
+        try:
+            done, value = answer.get(timeout=seconds)
+        except Empty:
+            self._hangs = True
+            raise EnvironmentTimeout(_too_long(method, seconds, "Its thread is left behind.")) from None
+        if done:
+            return value
+        if isinstance(value, Exception):
+            raise value
+        raise EnvironmentFailed(f"The environment raised {value!r} in `{method}`.") from value
+
+    def close(self) -> None:
+        """See [`Worker`]. One that hangs is closed by its thread, should it ever come back."""
+        if self._closed:
+            return
+        self._closed = True
+        answer: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
+        if callable(getattr(self.instance, "close", None)):
+            self._calls.put(("close", (), {}, answer))
+            if not self._hangs:
+                try:
+                    done, value = answer.get(timeout=_CLOSE_SECONDS)
+                    if not done:
+                        logger.warning("An environment could not be closed: %r", value)
+                except Empty:
+                    logger.warning("An environment did not close within %g s. Its thread is left.", _CLOSE_SECONDS)
+        self._calls.put(None)
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            method, args, kwargs, answer = call
+            try:
+                if method:
+                    answer.put((True, getattr(self.instance, method)(*args, **kwargs)))
+                else:
+                    self.instance = self._factory()
+                    answer.put((True, None))
+            except BaseException as error:  # `sys.exit` in an environment must not end the trainer
+                answer.put((False, error))
+
+
+class ProcessWorker:
+    """An environment in a process of its own, which is killed when it hangs and noticed when it dies.
+
+    Args:
+        factory: makes the environment; sent to the process by its name, so a function or class of a module.
+        timeout: seconds that a call may take; `None` for no limit.
+
+    Raises:
+        EnvironmentFailed: the environment could not be made.
+        TypeError: `factory` cannot be sent to another process.
+    """
+
+    instance = None  # nothing of it is here
+
+    def __init__(self, factory: Callable[[], Environment], timeout: float | None = None):
+        self._timeout = timeout
+        self._pipe, far_end = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(
+            target=_serve, args=(far_end, _pickled(factory)), name="environment", daemon=True
+        )
+        try:
+            with _START:
+                self._process.start()
+        except (EOFError, OSError, RuntimeError) as error:
+            raise EnvironmentFailed(
+                "A process for an environment could not be started. A script that trains must do so under "
+                '`if __name__ == "__main__":`, since worker processes import it.'
+            ) from error
+        finally:
+            far_end.close()
+        try:
+            self._answer("", _START_ALLOWANCE)
+        except Exception:
+            self._kill()
+            raise
+
+    @property
+    def pid(self) -> int | None:
+        """Number of the process."""
+        return self._process.pid
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """See [`Worker`]."""
+        with contextlib.suppress(BrokenPipeError):  # `_answer` says that it died
+            self._pipe.send((method, args, kwargs))
+        return self._answer(method, 1)
+
+    def close(self) -> None:
+        """See [`Worker`]."""
+        if self._pipe.closed:
+            return
+        try:
+            self._timeout = min(self._timeout or _CLOSE_SECONDS, _CLOSE_SECONDS)
+            self.call("close")
+        except Exception as error:
+            logger.warning("An environment was not closed before its process was ended: %s", error)
+        self._kill()
+
+    def _answer(self, method: str, allowance: int) -> Any:
+        seconds = None if self._timeout is None else self._timeout * allowance
+        try:
+            if not self._pipe.poll(seconds):
+                self._kill()
+                raise EnvironmentTimeout(_too_long(method, seconds, "Its process was killed."))
+            done, value = self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join(_CLOSE_SECONDS)
+            code = self._process.exitcode
+            self._kill()
+            raise WorkerDied(f"The process of an environment ended in {_named(method)} ({_cause(code)}).") from None
+        if not done:
+            raise EnvironmentFailed(f"An environment failed in its process:\n{value}")
+        return value
+
+    def _kill(self) -> None:
+        """Ends the process and what it started."""
+        self._pipe.close()
+        if self._process.is_alive():
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except (AttributeError, OSError):  # no process groups here, or it does not lead one yet
+                self._process.kill()
+        self._process.join()
+
+
+def _pickled(factory: Callable[[], Environment]) -> bytes:
+    try:
+        return pickle.dumps(factory)
+    except Exception as error:
+        raise TypeError(
+            f"`environment_factory` {factory!r} cannot be sent to another process ({error}). Define it at the top of "
+            "a module (a class, a function, or `functools.partial` of one), or set `environment_workers='thread'`."
+        ) from error
+
+
+def _serve(pipe: Connection, factory: bytes) -> None:
+    """The process: makes the environment, then answers calls until the other end is closed."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.setsid()  # a group of its own, to be killed as a whole; Ctrl-C is for the trainer
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    environment: Any = None
+    method: str = ""
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    while True:
+        try:
+            if method:
+                value = getattr(environment, method)(*args, **kwargs)
+            else:
+                environment = pickle.loads(factory)()
+                value = None
+            answer = pickle.dumps((True, value))
+        except BaseException:
+            answer = pickle.dumps((False, traceback.format_exc()))
+        try:
+            pipe.send_bytes(answer)
+            method, args, kwargs = pipe.recv()
+        except (EOFError, OSError):
+            return
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _named(method: str) -> str:
+    return f"`{method}`" if method else "the factory"
+
+
+def _too_long(method: str, seconds: float | None, outcome: str) -> str:
+    return (
+        f"The environment did not answer within {seconds:g} s in {_named(method)}. {outcome} `environment_timeout` "
+        "sets the limit."
+    )
+
+
+def _cause(code: int | None) -> str:
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            return f"signal {signal.Signals(-code).name}"
+    return f"exit code {code}"

@@ -1,0 +1,106 @@
+"""Updates that are not finite: found before the optimizer steps, with the rollouts that caused them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, reduce
+from torch import Tensor
+from transformers import TrainerCallback
+
+from trl_agentic.types import Trajectory
+
+
+logger = logging.getLogger(__name__)
+
+MAX_SKIPPED = 10
+"""Updates that may be skipped one after another before the run stops."""
+
+
+class NonFiniteGuard(TrainerCallback):
+    """Looks at losses, log-probabilities and the gradient of an update, and stops the run or skips the update.
+
+    Nothing is read back from the device until the gradients of the update are complete.
+
+    Args:
+        rule: `"stop"` or `"skip"`.
+        gradients: whether to look at the gradient; not where a loss scaler does, for which an infinite one is usual.
+    """
+
+    def __init__(self, rule: str, gradients: bool = True):
+        self._rule = rule
+        self._gradients = gradients
+        self._seen: list[tuple[Tensor, Tensor, Sequence[Trajectory]]] = []
+        self._skipped_in_a_row = 0
+        self.grad_norm: Any = None
+        """Norm of the gradient of the update, before it was clipped."""
+        self.skipped = 0
+        """Updates skipped since this was last set to 0."""
+
+    def note(
+        self, loss: Tensor, inputs: dict[str, Tensor], logps: Tensor | None, trajectories: Sequence[Trajectory]
+    ) -> None:
+        """Takes what is known of a micro-batch after its forward pass.
+
+        Args:
+            loss: loss of the micro-batch, a scalar.
+            inputs: the micro-batch: `tool_mask` (B, T), `rollout_ids` (B,), perhaps `old_per_token_logps` (B, T).
+            logps (`Tensor` of shape (B, T)): log-probabilities, `None` where they are not at hand.
+            trajectories: rollouts that `rollout_ids` counts; empty where they are not at hand.
+        """
+        finite = torch.isfinite(loss.detach())
+        blamed = torch.zeros_like(inputs["rollout_ids"], dtype=torch.bool)
+        if logps is not None:
+            ratio = (logps - inputs.get("old_per_token_logps", logps)).exp()  # NaN and infinity pass through
+            wrong = (~torch.isfinite(ratio) | ~torch.isfinite(logps)) & inputs["tool_mask"].bool()
+            blamed = wrong.any(dim=1)
+        blamed = blamed | (~finite & ~blamed.any())  # if no row is to blame, all of them are
+        self._seen.append((blamed, inputs["rollout_ids"], trajectories))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Decides about the update. The same on every process.
+
+        Raises:
+            FloatingPointError: the update is not finite, and the rule is to stop or the last updates were skipped too.
+        """
+        seen, self._seen = self._seen, []
+        rows = torch.cat([blamed for blamed, _, _ in seen]).sum() if seen else torch.zeros(())
+        norm = float(self.grad_norm) if self._gradients and self.grad_norm is not None else 0.0
+        counts = torch.tensor([float(rows), float(not math.isfinite(norm))], device=PartialState().device)
+        rows_everywhere, norms_everywhere = reduce(counts, reduction="sum").tolist()
+        if not rows_everywhere and not norms_everywhere:
+            self._skipped_in_a_row = 0
+            return
+        names = gather_object([_name(*part) for part in seen if bool(part[0].any())])
+        what = "The loss or a log-probability" if rows_everywhere else "The gradient"
+        where = "; ".join(name for name in names if name) or "every loss was finite, so no rollout stands out"
+        message = f"{what} of update {state.global_step + 1} is not finite: {where}."
+        self._skipped_in_a_row += 1
+        if self._rule == "stop" or self._skipped_in_a_row > MAX_SKIPPED:
+            advice = (
+                "set `nonfinite_update='skip'` to leave such updates out"
+                if self._rule == "stop"
+                else f"{MAX_SKIPPED} updates before it were skipped, so skipping does not help"
+            )
+            raise FloatingPointError(
+                f"{message} The weights are still those of step {state.global_step}. Lower `learning_rate` or "
+                f"`max_grad_norm`, use float32 or bfloat16, look for broken weights in the model; {advice}."
+            )
+        logger.warning("%s The update is skipped.", message)
+        self.skipped += 1
+        if self._gradients:  # without gradients an optimizer leaves weights and moments as they are
+            kwargs["model"].zero_grad(set_to_none=True)
+
+
+def _name(blamed: Tensor, rollout_ids: Tensor, trajectories: Sequence[Trajectory]) -> str:
+    """The rollouts of a micro-batch that are to blame, in words."""
+    names = []
+    for rollout in sorted(set(rollout_ids[blamed].tolist())):
+        task = f" (task {str(trajectories[rollout].task)[:200]})" if rollout < len(trajectories) else ""
+        names.append(f"rollout {rollout} of process {PartialState().process_index}{task}")
+    return ", ".join(names)
