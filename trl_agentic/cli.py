@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": ("trl_agentic.evaluation.command:main", "success of a policy by task type"),
     "view": ("trl_agentic.viewer.command:view", "saved trajectories as one HTML page"),
     "plot": ("trl_agentic.viewer.command:plot", "learning curves of runs"),
+    "webshop serve": ("trl_agentic.environments.webshop.serve:main", "the shop as web pages, to play by hand"),
     "env": ("trl_agentic.installation:main", "versions, and what can be used here"),
 }
 

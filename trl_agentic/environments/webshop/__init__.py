@@ -6,6 +6,7 @@ from .env import Ceiling, WebShopEnv
 from .generator import generate_products
 from .goals import SPLITS, split_numbers
 from .oracle import RandomShopper, Shopper, Step, demonstration
+from .quick import QuickShopper, quick_demonstration
 from .reward import Goal, Reward
 
 
@@ -15,6 +16,7 @@ __all__ = [
     "Ceiling",
     "Goal",
     "Product",
+    "QuickShopper",
     "RandomShopper",
     "Reward",
     "Shopper",
@@ -25,5 +27,6 @@ __all__ = [
     "WebShopState",
     "demonstration",
     "generate_products",
+    "quick_demonstration",
     "split_numbers",
 ]

@@ -111,6 +111,11 @@ class WebShopEngine:
         return self._state(0.0)
 
     @property
+    def has_search_bar(self) -> bool:
+        """Whether the session is on the page that it started on."""
+        return self._page == "search"
+
+    @property
     def goal(self) -> Goal:
         """What the session shops for.
 
@@ -203,7 +208,8 @@ class WebShopEngine:
         if place == "search_results":
             self._page_number -= 1
 
-    def _pieces(self) -> Iterable[pages.Piece]:
+    def page(self) -> Iterable[pages.Piece]:
+        """The page that the shopper sees, piece by piece."""
         instruction = self.goal.instruction
         if self._page == "search":
             return pages.search_page(instruction)
@@ -233,8 +239,8 @@ class WebShopEngine:
 
     def _state(self, reward: float) -> WebShopState:
         return WebShopState(
-            observation=pages.render(self._pieces(), self.mode),
-            available_actions={"has_search_bar": self._page == "search", "clickables": self._clickables()},
+            observation=pages.render(self.page(), self.mode),
+            available_actions={"has_search_bar": self.has_search_bar, "clickables": self._clickables()},
             reward=reward,
             done=self.purchase is not None,
         )

@@ -77,7 +77,7 @@ def _product(number: int, words: dict[str, Any], draw: random.Random) -> tuple[P
     low, high = department["prices"]
     prices = [float(draw.randint(low, high - 10)) + draw.choice((0.5, 0.95, 0.99))]
     if draw.random() < 0.2:
-        prices.append(prices[0] + draw.randint(2, 8))
+        prices.append(round(prices[0] + draw.randint(2, 8), 2))
     wanted = draw.sample(attributes, draw.randint(1, len(attributes)))
     product = Product(
         asin=_asin(number),
