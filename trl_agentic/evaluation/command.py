@@ -130,9 +130,9 @@ def _tasks(file: Path | None, factory: Callable[[], Any]) -> tuple[list[dict[str
     if not callable(getattr(environment, "tasks", None)):
         raise ValueError(f"{type(environment).__name__} has no method `tasks`: name a file with --tasks.")
     tasks = list(environment.tasks())
-    ceiling = environment.ceiling()._asdict() if callable(getattr(environment, "ceiling", None)) else None
+    ceiling = environment.ceiling() if callable(getattr(environment, "ceiling", None)) else None
     environment.close()
-    return tasks, ceiling
+    return tasks, None if ceiling is None else ceiling._asdict()
 
 
 def _player(arguments: argparse.Namespace) -> tuple[Player, dict[str, Any]]:

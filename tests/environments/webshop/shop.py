@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,9 @@ def write_shop(folder: Path, **contents: Any) -> Path:
 
 def small_shop(folder: Path, **contents: Any) -> WebShopCatalogue:
     return WebShopCatalogue.from_json(write_shop(folder, **contents))
+
+
+@lru_cache(maxsize=1)
+def shop_of_stand_in() -> WebShopCatalogue:
+    """The shop that stands in for upstream's."""
+    return WebShopCatalogue.generate(400)

@@ -8,6 +8,7 @@ from .goals import SPLITS, split_numbers
 from .oracle import RandomShopper, Shopper, Step, demonstration
 from .quick import QuickShopper, quick_demonstration
 from .reward import Goal, Reward
+from .upstream import UpstreamWebShopEngine
 
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Reward",
     "Shopper",
     "Step",
+    "UpstreamWebShopEngine",
     "WebShopCatalogue",
     "WebShopEngine",
     "WebShopEnv",

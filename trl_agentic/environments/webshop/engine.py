@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsIndex, TypedDict, get_args
 
@@ -40,6 +40,15 @@ class WebShopState:
     available_actions: AvailableActions
     reward: float
     done: bool
+
+
+def is_something(action: str, clickables: Collection[str]) -> bool:
+    """Whether an action is a search, or a click on one of the texts."""
+    found = _ACTION.match(action)
+    if found is None:
+        return False
+    name, argument = found.group(1), found.group(2).lower()
+    return name == "search" or (name == "click" and argument != "search" and argument in clickables)
 
 
 class WebShopEngine:
@@ -154,11 +163,7 @@ class WebShopEngine:
 
     def does_something(self, action: str) -> bool:
         """Whether an action is a search, or a click on something that is there."""
-        found = _ACTION.match(action)
-        if found is None or self.purchase is not None:
-            return False
-        name, argument = found.group(1), found.group(2).lower()
-        return name == "search" or (name == "click" and argument != "search" and argument in self._clickables())
+        return self.purchase is None and is_something(action, self._clickables())
 
     def _search(self, query: str) -> None:
         self._page, self._page_number = "results", 1

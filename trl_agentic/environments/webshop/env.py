@@ -19,6 +19,7 @@ from .goals import SPLITS, split_numbers
 from .oracle import RandomShopper, Shopper
 from .pages import Mode
 from .reward import Goal
+from .upstream import UpstreamWebShopEngine
 
 
 _LAST_CHARACTERS = 30
@@ -64,10 +65,11 @@ class WebShopEnv:
             `"train"` (the rest).
         data_dir (`str` or `os.PathLike`, *optional*): folder of official files, as for [`WebShopCatalogue.from_json`].
         subset (`str`, *optional*): which of them, where the folder has several: `"_1000"`, or `""` for all products.
-        num_products (`int`, *optional*, defaults to `1000`): number of made-up products.
+        num_products (`int`, *optional*, defaults to `1000`): number of made-up products; with the backend `"upstream"`
+            which of its search indexes, `None` for that of all products.
         seed (`int`, *optional*): seed of the made-up products (0 if `None`) and of the prices that are drawn.
         human_goals (`bool`, *optional*, defaults to `False`): goals that people wrote instead of those made from the
-            options of the products. Needs `data_dir`.
+            options of the products. Needs `data_dir` or upstream.
         num_goals (`int`, *optional*): number of goals; all of the split if `None`. Goals are shuffled, so a part is
             the first ones.
         mode (`str`, *optional*, defaults to `"text"`): how a page reads, as for [`WebShopEngine`].
@@ -83,6 +85,8 @@ class WebShopEnv:
         anchor_options (`bool`, *optional*, defaults to `True`): whether the state for grouping includes the options
             that were chosen. The page in `"text"` mode does not show them, so that without this an item's page is one
             state before and after a choice.
+        backend (`str`, *optional*, defaults to `"engine"`): `"engine"`, or `"upstream"` for the original WebShop in the
+            folder `$WEBSHOP_PATH`, with its own data ([`UpstreamWebShopEngine`]).
         instructions (`str`, *optional*): system prompt in the rows of [`tasks`], instead of the one that
             `INSTRUCTIONS` has for `action_format`. With `""` the rows have no system prompt.
 
@@ -104,7 +108,7 @@ class WebShopEnv:
         split: str = "train",
         data_dir: str | os.PathLike[str] | None = None,
         subset: str | None = None,
-        num_products: int = 1000,
+        num_products: int | None = 1000,
         seed: int | None = None,
         human_goals: bool = False,
         num_goals: int | None = None,
@@ -115,17 +119,26 @@ class WebShopEnv:
         paid_for: Literal["success", "score"] = "success",
         success_reward: float = 10.0,
         anchor_options: bool = True,
+        backend: Literal["engine", "upstream"] = "engine",
         instructions: str | None = None,
     ) -> None:
         _check_option("split", split, tuple(SPLITS))
         _check_option("mode", mode, ("text", "text_rich"))
         _check_option("action_format", action_format, tuple(INSTRUCTIONS))
         _check_option("paid_for", paid_for, ("success", "score"))
+        _check_option("backend", backend, ("engine", "upstream"))
         for name, number in (("num_products", num_products), ("num_goals", num_goals), ("max_steps", max_steps)):
             if number is not None and number < 1:
                 raise ValueError(f"WebShopEnv: `{name}` must be at least 1, got {number}.")
-        if human_goals and data_dir is None:
-            raise ValueError("WebShopEnv: `human_goals` needs `data_dir`: nobody wrote goals for made-up products.")
+        if backend == "engine":
+            if num_products is None:
+                raise ValueError("WebShopEnv: `num_products` must be at least 1, got None.")
+            if human_goals and data_dir is None:
+                raise ValueError(
+                    "WebShopEnv: `human_goals` needs `data_dir`: nobody wrote goals for made-up products."
+                )
+        elif data_dir is not None or seed is not None:
+            raise ValueError("WebShopEnv: `data_dir` and `seed` are not for upstream, which has its own data.")
         self.split = split
         self.max_steps = max_steps
         self.show_admissible = show_admissible
@@ -134,18 +147,36 @@ class WebShopEnv:
         self.success_reward = success_reward
         self.anchor_options = anchor_options
         self.instructions = INSTRUCTIONS[action_format] if instructions is None else instructions
-        self.catalogue = (
-            _generated(num_products, seed or 0) if data_dir is None else _released(os.fspath(data_dir), subset, seed)
-        )
-        self._goals = self.catalogue.goals(human_goals)
+        self._catalogue: WebShopCatalogue | None = None
+        self._engine: WebShopEngine | UpstreamWebShopEngine
+        if backend == "upstream":
+            self._engine = UpstreamWebShopEngine(None, mode, human_goals, num_products)
+            self._goals = self._engine.goals
+        else:
+            if data_dir is None:
+                self._catalogue = _generated(num_products or 0, seed or 0)
+            else:
+                self._catalogue = _released(os.fspath(data_dir), subset, seed)
+            self._engine = WebShopEngine(self._catalogue, mode, human_goals)
+            self._goals = self._catalogue.goals(human_goals)
         self._numbers = split_numbers(len(self._goals), split)[:num_goals]
-        self._engine = WebShopEngine(self.catalogue, mode, human_goals)
         self._steps = 0
         self._over = "`reset` starts one"
 
     def __len__(self) -> int:
         """Number of goals."""
         return len(self._numbers)
+
+    @property
+    def catalogue(self) -> WebShopCatalogue:
+        """The shop.
+
+        Raises:
+            ValueError: the backend is upstream, which has none.
+        """
+        if self._catalogue is None:
+            raise ValueError("WebShopEnv: upstream has no catalogue of this package; use `data_dir` to have both.")
+        return self._catalogue
 
     def tasks(self) -> list[dict[str, Any]]:
         """The goals as dataset rows.
@@ -165,13 +196,18 @@ class WebShopEnv:
             for number in self._numbers
         ]
 
-    def ceiling(self) -> Ceiling:
+    def ceiling(self) -> Ceiling | None:
         """What the right products would earn: the reward does not recognise every option, so some goals cannot reach
         1.
 
         Report it beside every success rate.
+
+        Returns:
+            [`Ceiling`], or `None` for upstream.
         """
-        best = [self.catalogue.best_purchase(self._goals[number])[0] for number in self._numbers]
+        if self._catalogue is None:
+            return None
+        best = [self._catalogue.best_purchase(self._goals[number])[0] for number in self._numbers]
         return Ceiling(score=sum(best) / len(best), success=sum(score == 1.0 for score in best) / len(best))
 
     def reset(self, goal: SupportsIndex, **row: Any) -> str:
@@ -194,7 +230,7 @@ class WebShopEnv:
                 f"No goal {number} in this WebShopEnv: the split {self.split!r} has the goals "
                 f"{self._numbers.start} to {self._numbers.stop - 1}."
             )
-        self._state = state = self._engine.reset(self._goals[number])
+        self._state = state = self._engine.reset(number)
         self._steps, self._over = 0, ""
         return self._render(state)
 
@@ -252,8 +288,10 @@ class WebShopEnv:
         It earns what [`ceiling`] says.
 
         Raises:
-            ValueError: `mode` is not `"text"`, the only pages that it reads.
+            ValueError: `mode` is not `"text"`, the only pages that it reads, or the backend is upstream.
         """
+        if not isinstance(self._engine, WebShopEngine):
+            raise ValueError("WebShopEnv: the scripted shopper looks into the engine of this package, not upstream's.")
         if self._engine.mode != "text":
             raise ValueError(f"WebShopEnv: the scripted shopper reads mode='text', not {self._engine.mode!r}.")
         shopper = Shopper(self._engine, self.max_steps)
