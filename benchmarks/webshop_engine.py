@@ -158,8 +158,9 @@ def report(environments: dict[int, dict[str, float]], sizes: list[dict[str, floa
     lines = [
         "# Speed and memory of the WebShop engine",
         "",
-        f"`benchmarks/webshop_engine.py`: {shop}, one core, Python {platform.python_version()}, processor time. Random",
-        f"shopper, {STEPS:,} steps or five for each environment, searches among them. An environment's memory is what is freed with it.",
+        f"`benchmarks/webshop_engine.py`: {shop}, one core, Python {platform.python_version()}, processor",
+        f"time. Random shopper, {STEPS:,} steps or five for each environment, searches among them. An environment's",
+        "memory is what is freed with it.",
         "",
         "| environments | resets / s | steps / s | kB for each environment |",
         "|---:|---:|---:|---:|",

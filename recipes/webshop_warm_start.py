@@ -26,11 +26,10 @@ from small_policy import (
     build_tokenizer,
     save_policy,
     teach,
-    training_defaults,
 )
 from tqdm.auto import tqdm
-from transformers import TrainingArguments, set_seed
-from trl import TrlParser
+from transformers import set_seed
+from trl import SFTConfig, TrlParser
 
 from trl_agentic import GAGPOConfig, GAGPOTrainer
 from trl_agentic.environments import WebShopEnv
@@ -40,6 +39,7 @@ from trl_agentic.environments.webshop import WebShopCatalogue, WebShopEngine, qu
 # A mark between the pieces of a page, what opens an action, and a price in whole dollars are one token each.
 PATTERN = r" ?\[sep\]|(?:click|search)\[| ?\$\p{N}+|" + WORDS
 GOALS_OF_A_SHOP = 800
+BATCH = 8
 
 
 class Course(NamedTuple):
@@ -69,7 +69,7 @@ class WarmStartArguments:
     """
 
     scale: float = field(default=1.0, metadata={"help": "Factor of the number of goals in each course."})
-    forgets: float = field(default=0.4, metadata={"help": "Probability that a choice is left out, in the last course."})
+    forgets: float = field(default=0.4, metadata={"help": "Probability that a choice is left out, at last."})
     hidden_size: int = field(default=96, metadata={"help": "Width of the model."})
     num_layers: int = field(default=3, metadata={"help": "Depth of the model."})
     eval_goals: int = field(default=200, metadata={"help": "Goals that the result is evaluated on."})
@@ -101,7 +101,7 @@ def play(first_shop: int, course: Course, seed: int) -> list[list[ShownTurn]]:
     return played
 
 
-def warm_start(arguments: WarmStartArguments, training: TrainingArguments) -> Path:
+def warm_start(arguments: WarmStartArguments, training: SFTConfig) -> Path:
     """Builds, trains and saves the policy; returns its folder."""
     set_seed(training.seed)
     courses = arguments.courses()
@@ -153,7 +153,7 @@ def evaluate(policy: Path, goals: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = TrlParser((WarmStartArguments, TrainingArguments))
-    parser.set_defaults(**TRAINING)
+    parser = TrlParser((WarmStartArguments, SFTConfig))
+    parser.set_defaults(**{**TRAINING, "per_device_train_batch_size": BATCH})
     warm_arguments, warm_training = parser.parse_args_and_config()
     print(evaluate(warm_start(warm_arguments, warm_training), warm_arguments.eval_goals))

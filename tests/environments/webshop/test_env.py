@@ -7,12 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.environments.webshop.shop import write_shop
 from trl_agentic.environments import Environment, WebShopEnv, check_environment
 from trl_agentic.environments.webshop import SPLITS, WebShopEngine, demonstration
 from trl_agentic.environments.webshop.env import INSTRUCTIONS
 from trl_agentic.types import StepResult
+
+
+ANSWERS = [
+    "search[<a> x]",
+    "search[<c>]",
+    "search[" + "word " * 1100 + "]",
+    "search[\ud800]",
+    "click[next >]",
+    "click[p00x00]",
+    "click[buy now]",
+    "<think></think><action>click[</action>",
+    "<think>a</think><action>search[lamp]</action>",
+]
 
 
 def tagged(action: str) -> str:
@@ -263,3 +278,23 @@ def test_goals_of_the_users_own_files(tmp_path: Path):
         WebShopEnv("eval", data_dir=tmp_path)
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         WebShopEnv(data_dir=tmp_path / "nowhere")
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.one_of(st.text(st.characters(exclude_categories=()), max_size=60), st.sampled_from(ANSWERS)), max_size=6
+    ),
+    st.sampled_from(["tags", "plain"]),
+)
+def test_no_answer_raises_and_episodes_are_apart(answers: list[str], action_format: Any):
+    env, other = (WebShopEnv("test", num_products=400, action_format=action_format) for _ in range(2))
+    first = other.reset(goal=1)
+    env.reset(goal=1)
+    for answer in answers:
+        result = env.step(answer)
+        assert isinstance(result.info["is_action_valid"], bool)
+        if result.terminated or result.truncated:
+            break
+    assert other.reset(goal=1) == first
+    assert other.step("nothing").info["anchor_state"] == first.split("\n\n")[0]

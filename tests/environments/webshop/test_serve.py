@@ -19,9 +19,9 @@ from trl_agentic.environments.webshop import WebShopCatalogue, WebShopEngine, de
 
 pytest.importorskip("flask", reason="needs pip install trl-agentic[webshop-serve]")
 
-from werkzeug.serving import make_server  # noqa: E402
+from werkzeug.serving import make_server
 
-from trl_agentic.environments.webshop import serve  # noqa: E402
+from trl_agentic.environments.webshop import serve
 
 
 class Visitor:

@@ -6,6 +6,7 @@ from .env import Ceiling, WebShopEnv
 from .generator import generate_products
 from .goals import SPLITS, split_numbers
 from .oracle import RandomShopper, Shopper, Step, demonstration
+from .policy import small_policy
 from .quick import QuickShopper, quick_demonstration
 from .reward import Goal, Reward
 from .upstream import UpstreamWebShopEngine
@@ -30,5 +31,6 @@ __all__ = [
     "demonstration",
     "generate_products",
     "quick_demonstration",
+    "small_policy",
     "split_numbers",
 ]

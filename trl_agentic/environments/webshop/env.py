@@ -85,8 +85,8 @@ class WebShopEnv:
         anchor_options (`bool`, *optional*, defaults to `True`): whether the state for grouping includes the options
             that were chosen. The page in `"text"` mode does not show them, so that without this an item's page is one
             state before and after a choice.
-        backend (`str`, *optional*, defaults to `"engine"`): `"engine"`, or `"upstream"` for the original WebShop in the
-            folder `$WEBSHOP_PATH`, with its own data ([`UpstreamWebShopEngine`]).
+        backend (`str`, *optional*, defaults to `"engine"`): `"engine"`, or `"upstream"` for the original WebShop and
+            its data in the folder `$WEBSHOP_PATH` ([`UpstreamWebShopEngine`]).
         instructions (`str`, *optional*): system prompt in the rows of [`tasks`], instead of the one that
             `INSTRUCTIONS` has for `action_format`. With `""` the rows have no system prompt.
 

@@ -1,6 +1,6 @@
 """The shop to look at: its pages as HTML, a goal to play by hand, and the reward explained term by term.
 
-    trl-agentic webshop serve
+trl-agentic webshop serve
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Upstream WebShop behind the interface of [`WebShopEngine`], for those who have it installed.
 
-Upstream is a source tree, not a package: clone https://github.com/princeton-nlp/WebShop, follow its setup (Java, Lucene,
-spaCy, the data), and let `WEBSHOP_PATH` name the folder.
+Upstream is a source tree, not a package: clone https://github.com/princeton-nlp/WebShop, follow its setup (Java,
+Lucene, spaCy, the data), and let `WEBSHOP_PATH` name the folder.
 """
 
 from __future__ import annotations

@@ -1,0 +1,201 @@
+"""Trains an agent on WebShop with GAGPO.
+
+    accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/webshop_gagpo.py
+
+Without `--config` this is the quickstart: a generated shop, a small policy that has imitated a scripted shopper for a
+while, GAGPO, and an evaluation on held-out goals before and after. With the comparisons' protocol, on eight GPUs:
+
+    accelerate launch --config_file recipes/accelerate/fsdp2.yaml recipes/webshop_gagpo.py \
+        --config recipes/configs/webshop_gagpo/qwen2.5-1.5b.yaml --data_dir $WEBSHOP_DATA
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from small_policy import sft_defaults
+from transformers import TrainerCallback
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from webshop_warm_start import BATCH, WarmStartArguments, warm_start
+
+from trl_agentic import GAGPOConfig, GAGPOTrainer, Trajectory
+from trl_agentic.environments import WebShopEnv
+from trl_agentic.environments.webshop import small_policy
+from trl_agentic.evaluation import SuccessRate, markdown_table, save_trajectories, success_by_task_type
+from trl_agentic.viewer import plot_learning_curve
+
+
+QUICKSTART = Path(__file__).parent / "configs" / "webshop_gagpo" / "quickstart.yaml"
+
+
+@dataclass
+class WebShopArguments:
+    """
+    Parameters:
+        data_dir (`str`, *optional*):
+            Folder of the official files. Products are generated without it.
+        subset (`str`, *optional*):
+            Which of them, where the folder has several: `"_1000"` for instance.
+        num_products (`int`, *optional*, defaults to `1000`):
+            Number of generated products.
+        human_goals (`bool`, *optional*, defaults to `False`):
+            Goals that people wrote instead of synthetic ones.
+        eval_split (`str`, *optional*, defaults to `"test"`):
+            Goals that the policy is evaluated on before and after training: `"test"` or `"eval"`.
+        train_goals (`int`, *optional*):
+            Number of training goals; all if `None`.
+        eval_goals (`int`, *optional*):
+            Number of evaluation goals; all of the split if `None`.
+        mode (`str`, *optional*, defaults to `"text"`):
+            How a page reads: `"text"` or `"text_rich"`.
+        show_admissible (`bool`, *optional*, defaults to `True`):
+            Whether observations list the admissible actions.
+        action_format (`str`, *optional*, defaults to `"tags"`):
+            `"tags"` (reasoning and action in tags) or `"plain"` (the answer is the action).
+        paid_for (`str`, *optional*, defaults to `"success"`):
+            What training pays: `"success"` (10 for a purchase that scores 1) or `"score"` (10 times the score).
+        anchor_options (`bool`, *optional*, defaults to `True`):
+            Whether the state for grouping includes the options that were chosen.
+        max_steps_per_goal (`int`, *optional*, defaults to `15`):
+            Steps after which an episode is truncated.
+        backend (`str`, *optional*, defaults to `"engine"`):
+            `"engine"`, or `"upstream"` for the original shop in `$WEBSHOP_PATH`.
+        from_scratch (`bool`, *optional*, defaults to `False`):
+            Make the small policy in this run instead of loading the one that the package ships.
+    """
+
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of the official files."})
+    subset: str | None = field(default=None, metadata={"help": "Which of the files, such as `_1000`."})
+    num_products: int = field(default=1000, metadata={"help": "Number of generated products."})
+    human_goals: bool = field(default=False, metadata={"help": "Goals that people wrote."})
+    eval_split: str = field(default="test", metadata={"help": "Goals to evaluate on.", "choices": ["test", "eval"]})
+    train_goals: int | None = field(default=None, metadata={"help": "Number of training goals."})
+    eval_goals: int | None = field(default=None, metadata={"help": "Number of evaluation goals."})
+    mode: str = field(default="text", metadata={"help": "How a page reads.", "choices": ["text", "text_rich"]})
+    show_admissible: bool = field(default=True, metadata={"help": "Whether to list the admissible actions."})
+    action_format: str = field(
+        default="tags", metadata={"help": "How answers are read.", "choices": ["tags", "plain"]}
+    )
+    paid_for: str = field(default="success", metadata={"help": "What is paid.", "choices": ["success", "score"]})
+    anchor_options: bool = field(default=True, metadata={"help": "Whether chosen options are part of a state."})
+    max_steps_per_goal: int = field(default=15, metadata={"help": "Steps after which an episode is truncated."})
+    backend: str = field(default="engine", metadata={"help": "The shop.", "choices": ["engine", "upstream"]})
+    from_scratch: bool = field(default=False, metadata={"help": "Make the small policy in this run."})
+
+
+def environment(arguments: WebShopArguments, split: str, num_goals: int | None) -> Any:
+    """Factory of the environments of one split."""
+    return partial(
+        WebShopEnv,
+        split=split,
+        data_dir=arguments.data_dir,
+        subset=arguments.subset,
+        num_products=arguments.num_products,
+        human_goals=arguments.human_goals,
+        num_goals=num_goals,
+        mode=arguments.mode,
+        max_steps=arguments.max_steps_per_goal,
+        show_admissible=arguments.show_admissible,
+        action_format=arguments.action_format,
+        paid_for=arguments.paid_for,
+        anchor_options=arguments.anchor_options,
+        backend=arguments.backend,
+        instructions="" if arguments.action_format == "plain" else None,
+    )
+
+
+def mean_score(trajectories: Sequence[Trajectory]) -> float:
+    """Mean score of the purchases; an episode without one scores 0."""
+    return sum(t.turns[-1].info.get("score", 0.0) if t.turns else 0.0 for t in trajectories) / len(trajectories)
+
+
+class EvaluateBefore(TrainerCallback):
+    """Evaluates when training begins: with several processes the model is sharded by then, and not earlier."""
+
+    def __init__(self, evaluate: Callable[[], None]):
+        self.evaluate = evaluate
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.evaluate()
+
+
+def main(arguments: WebShopArguments, training: GAGPOConfig, model: ModelConfig) -> None:
+    out = Path(training.output_dir)
+    policy = model.model_name_or_path
+    if arguments.from_scratch:
+        policy = str(warm_start(WarmStartArguments(), sft_defaults(str(out / "warm_start"), BATCH)))
+    elif policy is None:
+        policy = str(small_policy())
+    split = arguments.eval_split
+    factories = {
+        "train": environment(arguments, "train", arguments.train_goals),
+        "evaluation": environment(arguments, split, arguments.eval_goals),
+    }
+    shops = {name: make() for name, make in factories.items()}
+    rows = {name: [{**row, "environment": name} for row in shop.tasks()] for name, shop in shops.items()}
+    ceiling = shops["evaluation"].ceiling() if arguments.backend == "engine" else None
+    if model.model_name_or_path is None or not training.model_init_kwargs:
+        training.model_init_kwargs = {
+            "dtype": model.dtype,
+            "attn_implementation": model.attn_implementation,
+            "revision": model.model_revision,
+        }
+    trainer = GAGPOTrainer(
+        model=policy,
+        args=training,
+        train_dataset=Dataset.from_list(rows["train"]),
+        eval_dataset=Dataset.from_list(rows["evaluation"]),
+        environment_factory=factories,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+    is_main = trainer.accelerator.is_main_process
+    rates: dict[str, dict[str, SuccessRate]] = {}
+    scores: dict[str, Any] = {} if ceiling is None else {"ceiling": ceiling._asdict()}
+
+    def evaluate(moment: str) -> None:
+        trajectories = trainer.rollout(rows["evaluation"])
+        rates[moment] = success_by_task_type(trajectories)
+        scores[moment] = mean_score(trajectories)
+        if is_main:
+            out.mkdir(parents=True, exist_ok=True)
+            save_trajectories(out / f"trajectories_{moment}.parquet", trajectories)
+            print(f"On {split} {moment} GAGPO: {rates[moment]['All']}, score {100 * scores[moment]:.1f}", flush=True)
+
+    trainer.add_callback(EvaluateBefore(partial(evaluate, "before")))
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    evaluate("after")
+    if is_main:
+        trainer.create_model_card(model_name=out.name)
+        counts = {
+            moment: {name: [rate.wins, rate.rollouts] for name, rate in table.items()}
+            for moment, table in rates.items()
+        }
+        (out / "results.json").write_text(json.dumps(counts, indent=2) + "\n")
+        (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+        evaluations = {0: rates["before"]["All"].rate, trainer.state.global_step: rates["after"]["All"].rate}
+        plot_learning_curve(
+            trainer.state.log_history, out / "learning_curve.png", evaluations=evaluations, title="GAGPO on WebShop"
+        )
+        print(f"\n{markdown_table(rates)}\n")
+        if ceiling is not None:
+            print(f"Attainable on {split}: success {100 * ceiling.success:.1f}%, score {100 * ceiling.score:.1f}.")
+        print(f"Model, card, trajectories and learning_curve.png are in {out}.")
+    if training.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    if "--config" not in sys.argv:
+        sys.argv += ["--config", str(QUICKSTART)]
+    parser = TrlParser((WebShopArguments, GAGPOConfig, ModelConfig))
+    main(*parser.parse_args_and_config())

@@ -1,0 +1,16 @@
+"""The small policy that ships with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def small_policy() -> Path:
+    """Folder of a Qwen3 checkpoint of half a million parameters that has imitated [`QuickShopper`] for a while.
+
+    It knows no other text than the generated shop's and answers with the action alone (`action_format="plain"`, no
+    list of admissible actions, `instructions=""`). What it imitated last forgets to choose options, which is what
+    training can mend quickly. `warm_start.json` beside it says which script made it, with what seed, and how well it
+    plays.
+    """
+    return Path(__file__).parent / "data" / "small_policy"
