@@ -133,7 +133,7 @@ def measure_upstream(_: int, __: str | None) -> dict[str, float]:
     start, steps = time.perf_counter(), 0
     while steps < 200:
         state = engine.reset(steps)
-        shopper = RandomShopper(engine, random.Random(steps))  # type: ignore[arg-type]
+        shopper = RandomShopper(engine, random.Random(steps))
         while not state.done and steps % 15 != 14:
             state, steps = engine.step(shopper.act(state)), steps + 1
         steps += 1

@@ -140,7 +140,7 @@ def main(arguments: WebShopArguments, training: GAGPOConfig, model: ModelConfig)
     }
     shops = {name: make() for name, make in factories.items()}
     rows = {name: [{**row, "environment": name} for row in shop.tasks()] for name, shop in shops.items()}
-    ceiling = shops["evaluation"].ceiling() if arguments.backend == "engine" else None
+    ceiling = shops["evaluation"].ceiling()
     if model.model_name_or_path is None or not training.model_init_kwargs:
         training.model_init_kwargs = {
             "dtype": model.dtype,

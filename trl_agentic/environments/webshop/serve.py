@@ -56,12 +56,12 @@ def explain(goal: Goal, reward: Reward, price: float) -> list[Term]:
         terms.append(Term(f"option: {wanted}", "chosen" if met else "not chosen", f"{int(met)}"))
     limit = "any price" if goal.price_upper >= 1e6 else f"at most ${goal.price_upper:.2f}"
     terms.append(Term(f"price: {limit}", f"${price:.2f}", f"{int(reward.price)}"))
-    met, count = sum(map(sum, (reward.attributes, reward.options))) + reward.price, len(terms)
+    fulfilled, count = sum(reward.attributes) + sum(reward.options) + reward.price, len(terms)
     kind = f"title nouns shared: {reward.title_score:.2f}"
     kind += f"; same search: {'yes' if reward.same_query else 'no'}"
     kind += f"; same place in the shop: {'yes' if reward.same_category else 'no'}"
     terms.append(Term("kind of product", kind, f"x {reward.type_factor:g}"))
-    terms.append(Term("reward", f"{met} of {count} x {reward.type_factor:g}", f"{reward.total:.4g}"))
+    terms.append(Term("reward", f"{fulfilled} of {count} x {reward.type_factor:g}", f"{reward.total:.4g}"))
     return terms
 
 
