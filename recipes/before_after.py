@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 from trl import ModelConfig
 
-from trl_agentic import AgenticConfig, AgenticTrainer
+from trl_agentic import AgenticConfig, AgenticTrainer, Trajectory
 from trl_agentic.evaluation import SuccessRate, markdown_table, save_trajectories, success_by_task_type
 from trl_agentic.viewer import plot_learning_curve
 
@@ -35,23 +35,39 @@ def model_init_kwargs(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def train_and_evaluate(trainer: AgenticTrainer, rows: list[dict[str, Any]], name: str, measure: str) -> None:
+def mean_score(trajectories: Sequence[Trajectory]) -> float | None:
+    """Mean of the environment's own grade, `None` if it gives none; a rollout without one counts as 0."""
+    scores = [trajectory.score for trajectory in trajectories]
+    graded = any(score is not None for score in scores)
+    return sum(score or 0.0 for score in scores) / len(scores) if graded else None
+
+
+def train_and_evaluate(
+    trainer: AgenticTrainer,
+    rows: list[dict[str, Any]],
+    name: str,
+    measure: str,
+    ceiling: dict[str, float] | None = None,
+) -> None:
     """Trains, and evaluates before and after.
 
     Leaves in `output_dir` the model with its card, the trainer's state, the trajectories of both evaluations,
-    `results.json` (moment, task type, successes and rollouts) and `learning_curve.png`.
+    `results.json` (moment, task type, successes and rollouts) and `learning_curve.png`; where the environment gives
+    scores, their means in `scores.json`.
 
     Args:
         trainer: the trainer of the run.
         rows: held-out tasks.
         name: what is trained on, for titles.
         measure: what a success is called.
+        ceiling: the highest `success` and mean `score` that the tasks allow, where it is known to be below 1.
     """
     training: AgenticConfig = trainer.args
     out = Path(training.output_dir)
     title = f"{trainer._name} on {name}"
     is_main = trainer.accelerator.is_main_process
     results: dict[str, dict[str, SuccessRate]] = {}
+    scores: dict[str, Any] = {"ceiling": ceiling} if ceiling else {}
 
     def evaluate(moment: str) -> None:
         trajectories = trainer.rollout(rows)
@@ -60,6 +76,9 @@ def train_and_evaluate(trainer: AgenticTrainer, rows: list[dict[str, Any]], name
             out.mkdir(parents=True, exist_ok=True)
             save_trajectories(out / f"trajectories_{moment}.parquet", trajectories)
             print(f"{measure} on {len(rows)} held-out tasks, {moment}: {results[moment]['All']}", flush=True)
+        score = mean_score(trajectories)
+        if score is not None:
+            scores[moment] = score
 
     trainer.add_callback(EvaluateBefore(partial(evaluate, "before")))
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
@@ -73,10 +92,17 @@ def train_and_evaluate(trainer: AgenticTrainer, rows: list[dict[str, Any]], name
             for moment, table in results.items()
         }
         (out / "results.json").write_text(json.dumps(rates, indent=2) + "\n")
+        if scores:
+            (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
         evaluations = {0: results["before"]["All"].rate, trainer.state.global_step: results["after"]["All"].rate}
         plot_learning_curve(
             trainer.state.log_history, out / "learning_curve.png", evaluations=evaluations, title=title
         )
-        print(f"\n{markdown_table(results)}\n\nModel, card, trajectories and learning_curve.png are in {out}.")
+        print(f"\n{markdown_table(results)}\n")
+        if "before" in scores:
+            print(f"Mean score before {100 * scores['before']:.1f}, after {100 * scores['after']:.1f}.")
+        if ceiling:
+            print(f"Attainable: success {100 * ceiling['success']:.1f}%, score {100 * ceiling['score']:.1f}.")
+        print(f"Model, card, trajectories and learning_curve.png are in {out}.")
     if training.push_to_hub:
         trainer.push_to_hub()

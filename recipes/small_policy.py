@@ -15,8 +15,16 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-from trl import SFTConfig, SFTTrainer
+from torch.nn.functional import cross_entropy
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Trainer,
+)
+from trl import SFTConfig
 
 from trl_agentic.rollout import ChatRenderer
 
@@ -155,11 +163,32 @@ def by_length(rows: list[dict[str, list[int]]], batch: int, seed: int) -> list[d
     return ordered
 
 
-def sft_defaults(output_dir: str) -> SFTConfig:
-    """The training that made the shipped policies, 16 episodes an update however many processes share them."""
-    arguments = dict(TRAINING)
-    arguments["per_device_train_batch_size"] //= PartialState().num_processes
+def sft_defaults(output_dir: str, batch: int = BATCH) -> SFTConfig:
+    """The training that made the shipped policies, `batch` episodes an update however many processes share them."""
+    arguments = {**TRAINING, "per_device_train_batch_size": batch // PartialState().num_processes}
     return SFTConfig(output_dir=output_dir, **arguments)
+
+
+class Imitation(Trainer):
+    """Next-token loss that computes logits only where there is a label: few tokens of an episode are answers."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        labels = inputs["labels"][:, 1:]
+        counted = labels != -100
+        hidden = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            output_hidden_states=True,
+            logits_to_keep=1,
+        ).hidden_states[-1][:, :-1]
+        head = self.accelerator.unwrap_model(model).lm_head
+        return cross_entropy(head(hidden[counted]), labels[counted])
 
 
 def teach(
@@ -167,15 +196,16 @@ def teach(
 ) -> dict[str, float]:
     """Trains the model on one lesson after another; returns the mean loss of each."""
     losses = {}
+    batch = training.per_device_train_batch_size * PartialState().num_processes
     for lesson in lessons:
         rows = list(training_rows(lesson.episodes, tokenizer, lesson.observations))
         course = copy(training)
         course.learning_rate = lesson.learning_rate
-        trainer = SFTTrainer(
+        trainer = Imitation(
             model=model,
             args=course,
-            train_dataset=Dataset.from_list(by_length(rows, BATCH, training.seed)),
-            processing_class=tokenizer,
+            train_dataset=Dataset.from_list(by_length(rows, batch, training.seed)),
+            data_collator=DataCollatorForSeq2Seq(tokenizer),
         )
         losses[lesson.name] = trainer.train().training_loss
     return losses
@@ -185,7 +215,7 @@ def save_policy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, out
     """Saves both, and how they were made as `warm_start.json`. Half the size; recipes train in float32 again."""
     state = PartialState()
     if state.is_main_process:
-        copy(model).to(torch.bfloat16).save_pretrained(out)
+        model.to(torch.bfloat16).save_pretrained(out)
         tokenizer.save_pretrained(out)
         (out / "warm_start.json").write_text(json.dumps(made, indent=2) + "\n")
     state.wait_for_everyone()

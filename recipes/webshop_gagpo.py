@@ -11,25 +11,21 @@ while, GAGPO, and an evaluation on held-out goals before and after. With the com
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from before_after import model_init_kwargs, train_and_evaluate
 from datasets import Dataset
 from small_policy import sft_defaults
-from transformers import TrainerCallback
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from webshop_warm_start import BATCH, WarmStartArguments, warm_start
 
-from trl_agentic import GAGPOConfig, GAGPOTrainer, Trajectory
+from trl_agentic import GAGPOConfig, GAGPOTrainer
 from trl_agentic.environments import WebShopEnv
 from trl_agentic.environments.webshop import small_policy
-from trl_agentic.evaluation import SuccessRate, markdown_table, save_trajectories, success_by_task_type
-from trl_agentic.viewer import plot_learning_curve
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "webshop_gagpo" / "quickstart.yaml"
@@ -111,21 +107,6 @@ def environment(arguments: WebShopArguments, split: str, num_goals: int | None) 
     )
 
 
-def mean_score(trajectories: Sequence[Trajectory]) -> float:
-    """Mean score of the purchases; an episode without one scores 0."""
-    return sum(t.turns[-1].info.get("score", 0.0) if t.turns else 0.0 for t in trajectories) / len(trajectories)
-
-
-class EvaluateBefore(TrainerCallback):
-    """Evaluates when training begins: with several processes the model is sharded by then, and not earlier."""
-
-    def __init__(self, evaluate: Callable[[], None]):
-        self.evaluate = evaluate
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.evaluate()
-
-
 def main(arguments: WebShopArguments, training: GAGPOConfig, model: ModelConfig) -> None:
     out = Path(training.output_dir)
     policy = model.model_name_or_path
@@ -133,20 +114,15 @@ def main(arguments: WebShopArguments, training: GAGPOConfig, model: ModelConfig)
         policy = str(warm_start(WarmStartArguments(), sft_defaults(str(out / "warm_start"), BATCH)))
     elif policy is None:
         policy = str(small_policy())
-    split = arguments.eval_split
     factories = {
         "train": environment(arguments, "train", arguments.train_goals),
-        "evaluation": environment(arguments, split, arguments.eval_goals),
+        "evaluation": environment(arguments, arguments.eval_split, arguments.eval_goals),
     }
     shops = {name: make() for name, make in factories.items()}
     rows = {name: [{**row, "environment": name} for row in shop.tasks()] for name, shop in shops.items()}
     ceiling = shops["evaluation"].ceiling()
     if model.model_name_or_path is None or not training.model_init_kwargs:
-        training.model_init_kwargs = {
-            "dtype": model.dtype,
-            "attn_implementation": model.attn_implementation,
-            "revision": model.model_revision,
-        }
+        training.model_init_kwargs = model_init_kwargs(model)
     trainer = GAGPOTrainer(
         model=policy,
         args=training,
@@ -156,42 +132,8 @@ def main(arguments: WebShopArguments, training: GAGPOConfig, model: ModelConfig)
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
-    is_main = trainer.accelerator.is_main_process
-    rates: dict[str, dict[str, SuccessRate]] = {}
-    scores: dict[str, Any] = {} if ceiling is None else {"ceiling": ceiling._asdict()}
-
-    def evaluate(moment: str) -> None:
-        trajectories = trainer.rollout(rows["evaluation"])
-        rates[moment] = success_by_task_type(trajectories)
-        scores[moment] = mean_score(trajectories)
-        if is_main:
-            out.mkdir(parents=True, exist_ok=True)
-            save_trajectories(out / f"trajectories_{moment}.parquet", trajectories)
-            print(f"On {split} {moment} GAGPO: {rates[moment]['All']}, score {100 * scores[moment]:.1f}", flush=True)
-
-    trainer.add_callback(EvaluateBefore(partial(evaluate, "before")))
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    evaluate("after")
-    if is_main:
-        trainer.create_model_card(model_name=out.name)
-        counts = {
-            moment: {name: [rate.wins, rate.rollouts] for name, rate in table.items()}
-            for moment, table in rates.items()
-        }
-        (out / "results.json").write_text(json.dumps(counts, indent=2) + "\n")
-        (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-        evaluations = {0: rates["before"]["All"].rate, trainer.state.global_step: rates["after"]["All"].rate}
-        plot_learning_curve(
-            trainer.state.log_history, out / "learning_curve.png", evaluations=evaluations, title="GAGPO on WebShop"
-        )
-        print(f"\n{markdown_table(rates)}\n")
-        if ceiling is not None:
-            print(f"Attainable on {split}: success {100 * ceiling.success:.1f}%, score {100 * ceiling.score:.1f}.")
-        print(f"Model, card, trajectories and learning_curve.png are in {out}.")
-    if training.push_to_hub:
-        trainer.push_to_hub()
+    reachable = None if ceiling is None else ceiling._asdict()
+    train_and_evaluate(trainer, rows["evaluation"], "WebShop", "Success", reachable)
 
 
 if __name__ == "__main__":

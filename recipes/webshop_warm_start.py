@@ -142,7 +142,7 @@ def evaluate(policy: Path, goals: int) -> dict[str, Any]:
         environment_factory=factory,
     )
     trajectories = trainer.rollout(factory().tasks(), temperature=0.4)
-    scores = [trajectory.turns[-1].info.get("score", 0.0) for trajectory in trajectories]
+    scores = [trajectory.score or 0.0 for trajectory in trajectories]
     result = {
         "goals": len(scores),
         "purchases_that_score_1": sum(score == 1.0 for score in scores),

@@ -10,9 +10,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from trl import ModelConfig, TrlParser
 
-from trl_agentic import A2TGPOConfig
+from trl_agentic import A2TGPOConfig, GAGPOConfig
 
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -83,3 +84,43 @@ def test_search_demonstrations(recipe: Any):
         entity = episode[0].observation.split(" of ")[-1].removesuffix(".")
         assert f"1. {entity} " in episode[-1].observation
         assert episode[-1].answer.removeprefix("answer ") in episode[-1].observation
+
+
+@pytest.mark.parametrize("size", ["1.5b", "7b"])
+def test_the_protocol_of_the_comparisons_on_webshop(recipe: Any, size: str):
+    parser = TrlParser((recipe("webshop_gagpo").WebShopArguments, GAGPOConfig, ModelConfig))
+    preset = RECIPES / "configs" / "webshop_gagpo" / f"qwen2.5-{size}.yaml"
+    shop, training, model = parser.parse_args_and_config(["--config", str(preset), "--use_cpu", "true", "--bf16", "0"])
+    assert model.model_name_or_path == f"Qwen/Qwen2.5-{size.upper()}-Instruct"
+    assert (shop.max_steps_per_goal, shop.mode, shop.human_goals, shop.paid_for) == (15, "text", False, "success")
+    assert (training.context, training.history_length, training.max_turns) == ("window", 2, 15)
+    rollouts = 8 * training.per_device_train_batch_size * training.gradient_accumulation_steps
+    assert (rollouts // training.num_generations, training.num_generations, training.max_steps) == (16, 8, 150)
+    assert (training.invalid_action_penalty, training.gamma, training.lam) == (0.1, 0.95, 0.8)
+
+
+def test_webshop_demonstrations(recipe: Any):
+    """Every course has shops of its own; the shop that is trained and evaluated in is none of them."""
+    module = recipe("webshop_warm_start")
+    course = module.Course("forgetting", 30, 1e-3, forgets=1.0)
+    episodes = module.play(1, course, seed=0)
+    assert len(episodes) == 30
+    for episode in episodes:
+        assert [turn.answer.partition("[")[0] for turn in episode] == ["search", "click", "click"]
+        assert episode[-1].answer == "click[buy now]" and all(turn.imitate for turn in episode)
+    assert module.play(1, course, seed=0) == episodes
+    assert module.play(2, course, seed=0)[0] != episodes[0]
+
+
+def test_loss_on_the_answers_alone(recipe: Any):
+    """What is trained on equals the model's own loss with the same labels."""
+    module = recipe("small_policy")
+    turns = [module.ShownTurn("a page", "click[one]"), module.ShownTurn("a page", "click[two]", imitate=False)]
+    tokenizer = module.build_tokenizer(["a page click[one] click[two]"] * 3, 300, lowercase=True)
+    model = module.build_model(tokenizer, 32, 1)
+    batch = {name: torch.tensor([row]) for name, row in next(module.training_rows([turns], tokenizer, False)).items()}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    counted = batch["labels"][batch["labels"] != -100]
+    assert tokenizer.decode(counted) == "click[one]<|end|>"
+    trainer = module.Imitation(model=model, args=module.sft_defaults("unused"))
+    torch.testing.assert_close(trainer.compute_loss(model, batch), model(**batch).loss)
