@@ -25,7 +25,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from trl_agentic import AgenticConfig, AgenticTrainer, GAGPOConfig, GAGPOTrainer
 from trl_agentic.environments import ALFWorldEnv
-from trl_agentic.environments.alfworld import find_games, small_policy
+from trl_agentic.environments.alfworld import ALFWorldPrompt, find_games, small_policy
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "alfworld_gagpo" / "quickstart.yaml"
@@ -132,6 +132,7 @@ def main(
         environment_factory=factories,
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
+        prompt_renderer=ALFWorldPrompt(arguments.action_format) if training.context == "window" else None,
     )
     train_and_evaluate(trainer, rows["evaluation"], "ALFWorld", "Success")
 

@@ -28,7 +28,8 @@ MAY_IMPORT: list[tuple[str, tuple[str, ...]]] = [
     ("rollout", ("rollout", "types", "turns", "environments.base")),
     ("environments.base", ("types",)),
     ("environments.tools", ("types", "environments.base")),
-    ("environments.", (".", "types", "environments.base")),
+    ("environments.prompts", ("types",)),
+    ("environments.", (".", "types", "environments.base", "environments.prompts")),
     *(
         (f"trainers.{rule}", ("types", "credit", "loss", "trainers.base", "trainers.config", "trainers.gain"))
         for rule in RULES

@@ -41,11 +41,16 @@ def test_launch_configurations_load(path: Path):
         "single_gpu": ("NO", 1),
         "ddp": ("MULTI_GPU", 8),
         "fsdp2": ("FSDP", 8),
+        "fsdp2_multinode": ("FSDP", 16),
+        "deepspeed_zero2": ("DEEPSPEED", 8),
+        "deepspeed_zero3": ("DEEPSPEED", 8),
     }[path.stem]
     assert (config.distributed_type, config.num_processes) == (kind, processes)
     assert config.use_cpu == (path.stem == "cpu")
     if kind == "FSDP":
         assert config.fsdp_config["fsdp_version"] == 2
+    if kind == "DEEPSPEED":
+        assert config.deepspeed_config["zero_stage"] == int(path.stem[-1])
 
 
 def test_constraints_satisfy_the_declared_requirements():

@@ -138,6 +138,27 @@ class Trajectory:
         return self.task.get("task_type") or (told[-1] if told else None)
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a renderer may show of a rollout before its next turn.
+
+    Attributes:
+        task: the dataset row, its `prompt` included.
+        step: number of the turn to come, counted from 1.
+        first_observation: what `reset` returned.
+        history: the last turns, at most `history_length` of them, the oldest first.
+        observation: what the policy answers to now.
+        info: `StepResult.info` of the answer that brought this observation; empty in the first turn.
+    """
+
+    task: dict[str, Any]
+    step: int
+    first_observation: str
+    history: list[Turn]
+    observation: str
+    info: dict[str, Any]
+
+
 @dataclass(slots=True)
 class TurnBatch:
     """The turns of B rollouts as tensors, right-padded to K turns: all that a credit rule may read.

@@ -7,28 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trl_agentic.rollout.chat import ChatRenderer, content_text
-from trl_agentic.types import Prompt, Trajectory, Turn
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What a renderer may show of a rollout before its next turn.
-
-    Attributes:
-        task: the dataset row, its `prompt` included.
-        step: number of the turn to come, counted from 1.
-        first_observation: what `reset` returned.
-        history: the last turns, at most `history_length` of them, the oldest first.
-        observation: what the policy answers to now.
-        info: `StepResult.info` of the answer that brought this observation; empty in the first turn.
-    """
-
-    task: dict[str, Any]
-    step: int
-    first_observation: str
-    history: list[Turn]
-    observation: str
-    info: dict[str, Any]
+from trl_agentic.types import Prompt, Trajectory, Turn, View
 
 
 Renderer = Callable[[View], list[dict[str, Any]]]

@@ -95,7 +95,7 @@ class AgenticTrainer(GRPOTrainer):
             Makes an environment ([`~trl_agentic.environments.Environment`], or a TRL tool-style class). With a
             dictionary, a row's `environment` selects one.
         prompt_renderer (`Callable[[View], list[dict]]`, *optional*):
-            Makes the messages of every prompt from a [`~trl_agentic.rollout.View`], with `context="window"`. If
+            Makes the messages of every prompt from a [`~trl_agentic.types.View`], with `context="window"`. If
             `None`, a prompt is the conversation itself, of which the oldest turns are left out.
 
     Raises:

@@ -7,6 +7,7 @@ from .files import GameReference, find_games
 from .game import ALFWorldGame
 from .generator import TASK_NAMES, GameDescription, describe_game, generate_game, write_game
 from .policy import small_policy
+from .prompts import ALFWorldPrompt
 
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ALFWorldEngine",
     "ALFWorldEnv",
     "ALFWorldGame",
+    "ALFWorldPrompt",
     "ALFWorldState",
     "Expert",
     "GameDescription",

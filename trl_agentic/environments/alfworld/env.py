@@ -5,13 +5,13 @@ from __future__ import annotations
 import operator
 import os
 import random
-import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, SupportsIndex
 
+from trl_agentic.environments.prompts import ADMISSIBLE, read_answer
 from trl_agentic.types import StepResult
 
 from .engine import ALFWorldEngine
@@ -25,10 +25,6 @@ from .upstream import UpstreamALFWorldEngine
 _SHORT_NAMES = {long: short for short, long in TASK_NAMES.items()}
 _BANNER = "-= Welcome to TextWorld, ALFRED! =-\n\n"
 _CACHED_GAMES = 64
-_LAST_CHARACTERS = 30
-_ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL | re.IGNORECASE)
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
-_CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 _COMMANDS = (
     "go to (place), open (place), close (place), take (thing) from (place), move (thing) to (place), use (lamp), "
@@ -203,7 +199,7 @@ class ALFWorldEnv:
         """
         if self._over or self._engine is None:
             raise RuntimeError(f"ALFWorldEnv.step: no episode is running; {self._over}.")
-        command, well_formed = self._parse(action)
+        command, well_formed = read_answer(action, self.action_format)
         is_valid = well_formed and command in self._admissible
         state = self._engine.step(command)
         self._steps += 1
@@ -258,20 +254,10 @@ class ALFWorldEnv:
     def _written(self, command: str) -> str:
         return command if self.action_format == "plain" else f"<think></think><action>{command}</action>"
 
-    def _parse(self, answer: str) -> tuple[str, bool]:
-        """The command in an answer, and whether the answer keeps to the format."""
-        if self.action_format == "plain":
-            return answer.strip(), True
-        tagged = _ACTION.search(answer)
-        if tagged is None:
-            return answer[-_LAST_CHARACTERS:].strip().lower(), False
-        well_formed = _THOUGHT.search(answer) is not None and _CHINESE.search(answer) is None
-        return tagged.group(1).strip().lower(), well_formed
-
     def _render(self, observation: str) -> str:
         if not self.show_admissible:
             return observation
-        return f"{observation}\n\nAdmissible actions: {', '.join(self._listed())}"
+        return f"{observation}{ADMISSIBLE}{', '.join(self._listed())}"
 
     def _listed(self) -> list[str]:
         return [action for action in self._admissible if action != "help"]

@@ -8,6 +8,7 @@ from .goals import SPLITS, split_numbers
 from .oracle import RandomShopper, Shopper, Step, demonstration
 from .policy import small_policy
 from .quick import QuickShopper, quick_demonstration
+from .prompts import WebShopPrompt
 from .reward import Goal, Reward
 from .upstream import UpstreamWebShopEngine
 
@@ -27,6 +28,7 @@ __all__ = [
     "WebShopCatalogue",
     "WebShopEngine",
     "WebShopEnv",
+    "WebShopPrompt",
     "WebShopState",
     "demonstration",
     "generate_products",

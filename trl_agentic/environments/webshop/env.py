@@ -6,11 +6,11 @@ import json
 import operator
 import os
 import random
-import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
+from trl_agentic.environments.prompts import ADMISSIBLE, read_answer
 from trl_agentic.types import StepResult
 
 from .catalogue import WebShopCatalogue
@@ -21,11 +21,6 @@ from .pages import Mode
 from .reward import Goal
 from .upstream import UpstreamWebShopEngine
 
-
-_LAST_CHARACTERS = 30
-_ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL | re.IGNORECASE)
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
-_CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 INSTRUCTIONS = {
     "plain": "You buy a product in a shop. Answer with search[words] or click[text] and nothing else.",
@@ -252,7 +247,7 @@ class WebShopEnv:
         """
         if self._over:
             raise RuntimeError(f"WebShopEnv.step: no episode is running; {self._over}.")
-        command, well_formed = self._parse(action)
+        command, well_formed = read_answer(action, self.action_format)
         is_valid = well_formed and self._engine.does_something(command)
         self._state = state = self._engine.step(command)
         self._steps += 1
@@ -305,16 +300,6 @@ class WebShopEnv:
     def _written(self, action: str) -> str:
         return action if self.action_format == "plain" else f"<think></think><action>{action}</action>"
 
-    def _parse(self, answer: str) -> tuple[str, bool]:
-        """The action in an answer, and whether the answer keeps to the format."""
-        if self.action_format == "plain":
-            return answer.strip(), True
-        tagged = _ACTION.search(answer)
-        if tagged is None:
-            return answer[-_LAST_CHARACTERS:].strip().lower(), False
-        well_formed = _THOUGHT.search(answer) is not None and _CHINESE.search(answer) is None
-        return tagged.group(1).strip().lower(), well_formed
-
     def _anchor(self, state: WebShopState) -> str:
         if not (self.anchor_options and self._engine.chosen):
             return state.observation
@@ -323,7 +308,7 @@ class WebShopEnv:
     def _render(self, state: WebShopState) -> str:
         if not self.show_admissible:
             return state.observation
-        return f"{state.observation}\n\nAdmissible actions: {', '.join(_listed(state))}"
+        return f"{state.observation}{ADMISSIBLE}{', '.join(_listed(state))}"
 
 
 def _wanted(goal: Goal) -> str:

@@ -1,0 +1,253 @@
+"""A training step on rollouts of unequal length: micro-batches by a budget of tokens against TRL's padded batches.
+
+    python benchmarks/training_step.py
+    python benchmarks/training_step.py --steps 7 --rollouts 32
+
+Both train the small policy that ships with the package on the same made-up rollouts, with the same advantages and the
+same loss ("dapo"). TRL pads every rollout of a batch to the longest and takes equally many in every pass. Each
+measurement is a process of its own, for its peak memory. The table goes to docs/results/training_step.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from trl_agentic import AgenticGRPOConfig, AgenticGRPOTrainer, StepResult, StopReason, Trajectory, Turn
+from trl_agentic.environments.alfworld import small_policy
+
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPT, ACTION, OBSERVATION = 64, 16, 48  # tokens
+GROUP = 4  # rollouts of a task
+KEPT = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "advantages")
+
+
+class Nothing:
+    """An environment that is never played: the rollouts are given."""
+
+    def reset(self, **row: Any) -> str:
+        return "Go."
+
+    def step(self, action: str) -> StepResult:
+        return StepResult("", terminated=True)
+
+    def close(self) -> None:
+        pass
+
+
+def turn_counts(kind: str, rollouts: int, most: int) -> list[int]:
+    """Turns of each rollout, the longest with `most`: evenly spread from a quarter of it up, or long-tailed."""
+    if kind == "uniform":
+        counts = [most * (0.25 + 0.75 * i / (rollouts - 1)) for i in range(rollouts)]
+    else:  # quantiles of a log-normal distribution, whose longest is ten times the median
+        normal = statistics.NormalDist()
+        quantiles = [normal.inv_cdf((i + 0.5) / rollouts) for i in range(rollouts)]
+        counts = [most * 10 ** (q / quantiles[-1] - 1) for q in quantiles]
+    return [max(1, round(count)) for count in counts]
+
+
+def rollout(turns: int, seed: int) -> Trajectory:
+    """A rollout of random tokens that wins or loses."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(count: int) -> list[int]:
+        ids: list[int] = torch.randint(5, 500, (count,), generator=generator).tolist()
+        return ids
+
+    played = [
+        Turn(tokens(OBSERVATION if k else PROMPT), tokens(ACTION), None, "", "", "", extends=k > 0)
+        for k in range(turns)
+    ]
+    played[-1].reward = float(seed % 2)
+    return Trajectory({}, played, StopReason.TERMINATED)
+
+
+class Budgeted(AgenticGRPOTrainer):
+    """Trains on given rollouts."""
+
+    given: list[Trajectory]
+
+    def _play(self, *args: Any, **kwargs: Any) -> list[Trajectory]:
+        return self.given
+
+
+class Padded(GRPOTrainer):
+    """TRL's trainer on the rows of given rollouts, laid out as TRL lays them out."""
+
+    given: dict[str, torch.Tensor]
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, torch.Tensor]:
+        return dict(self.given)
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step: of the processor, and on the wall."""
+
+    def __init__(self) -> None:
+        self.cpu: list[float] = []
+        self.wall: list[float] = []
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._started = time.process_time(), time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.cpu.append(time.process_time() - self._started[0])
+        self.wall.append(time.perf_counter() - self._started[1])
+
+
+def measure(kind: str, method: str, rollouts: int, most: int, steps: int) -> dict[str, float]:
+    """Trains for a few steps in this process."""
+    given = [rollout(count, seed) for seed, count in enumerate(turn_counts(kind, rollouts, most))]
+    lengths = [sum(len(turn.prompt_ids) + len(turn.action_ids) for turn in t.turns) for t in given]
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": "Go."}]}] * (rollouts // GROUP))
+    with tempfile.TemporaryDirectory() as folder:
+        options: dict[str, Any] = {
+            "output_dir": folder, "use_cpu": not torch.cuda.is_available(), "bf16": False, "report_to": "none",
+            "disable_tqdm": True, "save_strategy": "no", "max_steps": steps, "logging_steps": 1,
+            "learning_rate": 0.0, "num_generations": GROUP, "per_device_train_batch_size": rollouts // 4,
+            "gradient_accumulation_steps": 4, "loss_type": "dapo", "max_completion_length": max(lengths) - PROMPT,
+            "gradient_checkpointing": False,
+        }  # fmt: skip
+        ours = Budgeted(
+            str(small_policy()),
+            args=AgenticGRPOConfig(
+                **options, max_turn_tokens=ACTION, max_context_length=max(lengths),
+                max_tokens_per_micro_batch=max(lengths) if method == "budget" else None,
+            ),
+            train_dataset=rows,
+            environment_factory=Nothing,
+        )  # fmt: skip
+        ours.given = given
+        trainer: GRPOTrainer = ours
+        if method == "padded":
+            padded = Padded(str(small_policy()), lambda completions, **_: [0.0] * len(completions),
+                            GRPOConfig(**options), rows)  # fmt: skip
+            ours.model.train()
+            layout = ours._generate_and_score_completions(list(rows) * GROUP)
+            padded.given = {name: layout[name] for name in (*KEPT, "num_items_in_batch")}
+            trainer = padded
+        positions = 0
+
+        def count(module: Any, args: Any, kwargs: Any) -> None:
+            nonlocal positions
+            ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+            positions += ids.numel()
+
+        trainer.model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
+        clock = Clock()
+        trainer.add_callback(clock)
+        before = _memory()
+        trainer.train()
+        peak = _peak()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "tokens": sum(lengths),
+        "positions": positions / steps,
+        "cpu": statistics.median(clock.cpu[1:]),
+        "wall": statistics.median(clock.wall[1:]),
+        "memory": (peak - before) / 2**20,
+        "loss": logged[0]["loss"],
+        "grad_norm": logged[0]["grad_norm"],
+    }
+
+
+def _memory() -> float:
+    """Bytes in use now; the peak counts from here."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return float(torch.cuda.memory_allocated())
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")  # Linux: the peak starts anew
+    return _peak()
+
+
+def _peak() -> float:
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return float(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def table(results: dict[tuple[str, str], dict[str, float]]) -> str:
+    lines = [
+        "| lengths | batches | tokens | positions | CPU s / step | tokens / s | memory (MB) | loss | gradient norm |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for (kind, method), r in results.items():
+        name = {"padded": "TRL, padded", "budget": "token budget"}[method]
+        lines.append(
+            f"| {kind} | {name} | {r['tokens']:,.0f} | {r['positions']:,.0f} | {r['cpu']:.2f} | "
+            f"{r['tokens'] / r['cpu']:,.0f} | {r['memory']:,.0f} | {r['loss']:.6f} | {r['grad_norm']:.5f} |"
+        )
+    lines += ["", "| TRL / ours | positions | time | peak memory |", "|---|---:|---:|---:|"]
+    for kind in dict.fromkeys(kind for kind, _ in results):
+        theirs, ours = results[kind, "padded"], results[kind, "budget"]
+        ratios = (theirs[key] / ours[key] for key in ("positions", "cpu", "memory"))
+        lines.append(f"| {kind} | " + " | ".join(f"{ratio:.2f}x" for ratio in ratios) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--rollouts", type=int, default=16)
+    parser.add_argument("--turns", type=int, default=16, help="turns of the longest rollout")
+    parser.add_argument("--steps", type=int, default=4, help="steps; the first is not timed")
+    parser.add_argument("--measure", nargs=2, metavar=("LENGTHS", "METHOD"), help="one measurement, printed as JSON")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "training_step.md")
+    arguments = parser.parse_args()
+    sizes = ["--rollouts", arguments.rollouts, "--turns", arguments.turns, "--steps", arguments.steps]
+    if arguments.measure:
+        print(json.dumps(measure(*arguments.measure, arguments.rollouts, arguments.turns, arguments.steps)))
+        return
+    results = {}
+    for kind in ("uniform", "long-tailed"):
+        for method in ("padded", "budget"):
+            command = [sys.executable, __file__, *map(str, sizes), "--measure", kind, method]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            results[kind, method] = json.loads(done.stdout.splitlines()[-1])
+            print(kind, method, results[kind, method], flush=True)
+    longest = PROMPT + ACTION + (arguments.turns - 1) * (ACTION + OBSERVATION)
+    command = f"python benchmarks/training_step.py {' '.join(map(str, sizes))}"
+    machine = (
+        f"{platform.machine()} with {os.cpu_count()} cores, one thread"
+        if not torch.cuda.is_available()
+        else (torch.cuda.get_device_name())
+    )
+    text = f"""# A training step: token budget against padded batches
+
+`{command}`: {arguments.rollouts} rollouts of up to {longest:,} tokens, the policy of 1.9 million parameters that ships
+with the package, float32, Python {platform.python_version()}, torch {torch.__version__}, {machine}. Median of
+{arguments.steps - 1} steps, in seconds of the processor; rollouts are given, so generation costs nothing.
+
+TRL takes {arguments.rollouts // 4} rollouts a pass, each padded to the longest of the batch. The token budget is {longest:,}
+positions a pass, those of the longest rollout. *Tokens* are those of the rollouts, *positions* those that forward passes
+computed, padding included. *Memory* is what training adds at its peak.
+
+{table(results)}
+"""
+    arguments.out.write_text(text)
+    print(f"\n{text}")
+
+
+if __name__ == "__main__":
+    main()
