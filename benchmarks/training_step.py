@@ -71,7 +71,7 @@ def rollout(turns: int, seed: int) -> Trajectory:
         return ids
 
     played = [
-        Turn(tokens(OBSERVATION if k else PROMPT), tokens(ACTION), None, "", "", "", extends=k > 0)
+        Turn(tokens(OBSERVATION if k else PROMPT), tokens(ACTION), None, "", "Go.", "", extends=k > 0)
         for k in range(turns)
     ]
     played[-1].reward = float(seed % 2)
@@ -239,9 +239,9 @@ def main() -> None:
 with the package, float32, Python {platform.python_version()}, torch {torch.__version__}, {machine}. Median of
 {arguments.steps - 1} steps, in seconds of the processor; rollouts are given, so generation costs nothing.
 
-TRL takes {arguments.rollouts // 4} rollouts a pass, each padded to the longest of the batch. The token budget is {longest:,}
-positions a pass, those of the longest rollout. *Tokens* are those of the rollouts, *positions* those that forward passes
-computed, padding included. *Memory* is what training adds at its peak.
+TRL takes {arguments.rollouts // 4} rollouts a pass, each padded to the longest of the batch. The token budget is
+{longest:,} positions a pass, those of the longest rollout. *Tokens* are those of the rollouts, *positions* those that
+forward passes computed, padding included. *Memory* is what training adds at its peak.
 
 {table(results)}
 """
