@@ -39,10 +39,16 @@ RUNS: dict[str, dict[str, Any]] = {
         "beta": 0.1, "invalid_action_penalty": 0.25, "shuffle_dataset": False, "lengths": (3, -1, -1),
         "max_tokens_per_micro_batch": 150, "max_context_length": 150,
     },
+    # Rollouts of several rows, on the second process of one.
+    "window": {
+        "beta": 0.1, "shuffle_dataset": False, "lengths": (3, -1, -1), "num_iterations": 2, "context": "window",
+        "history_length": 1, "max_context_length": 150, "max_tokens_per_micro_batch": 150,
+    },
     # All rollouts of the second process fail, and half of a group of the first.
     "fail": {
         "loss_type": "grpo", "shuffle_dataset": False, "lengths": (1, FAILS, FAILS), "max_tokens_per_micro_batch": 200,
         "max_failed_rollouts": 0.7, "environment_retries": 1,
+        "context": "window", "history_length": 1, "max_context_length": 200,
     },
     # A2TGPO, its gains in several forward passes.
     "gain": {"config_class": A2TGPOConfig, "information_gain_tokens": 300},
@@ -96,7 +102,7 @@ def train(model: str, args: AgenticConfig, processes: int, lengths: tuple[int, .
     trainer_class = RecordingA2TGPO if isinstance(args, A2TGPOConfig) else RecordingGAGPO
     trainer = trainer_class(model, args=args, train_dataset=rows, environment_factory=Fragile)
     assert trainer.accelerator.num_processes == processes, trainer.accelerator.state
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     return trainer
 
 

@@ -18,27 +18,36 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from tests.distributed.corridor import RUNS, config, train
+from trl_agentic import AgenticConfig
+
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen3DecoderLayer",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+
+
+def sharded_config(output_dir: Path, **changes: Any) -> AgenticConfig:
+    """Arguments of a run on two processes, whose trainer will shard."""
+    os.environ |= FSDP2
+    args = config(output_dir, processes=2, **changes)
+    assert args.device.type == "cpu"
+    PartialState().distributed_type = DistributedType.MULTI_GPU
+    PartialState().device = torch.device("cpu")
+    return args
 
 
 def main() -> None:
     model, out = sys.argv[1], Path(sys.argv[2])
-    os.environ |= {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen3DecoderLayer",
-        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-    }
     results = {}
-    for name in ("idle", "idle_gain"):
+    for name in ("idle", "idle_gain", "window"):
         changes = dict(RUNS[name])
         lengths = changes.pop("lengths")
-        args = config(out / name, processes=2, **changes)
-        assert args.device.type == "cpu"
-        PartialState().distributed_type = DistributedType.MULTI_GPU
-        PartialState().device = torch.device("cpu")
-        trainer = train(model, args, 2, lengths)
+        trainer = train(model, sharded_config(out / name, **changes), 2, lengths)
         assert trainer.accelerator.distributed_type == DistributedType.FSDP and trainer._params_sharded
         weights: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model)
         assert {type(parameter).__name__ for parameter in trainer.model.parameters()} == {"DTensor"}

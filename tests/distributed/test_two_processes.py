@@ -62,3 +62,14 @@ def test_sharded_parameters_train_as_whole_ones_do(tiny_model_dir: Callable[...,
         for number, rank in enumerate(ranks):
             assert_equal_runs({**rank[name], "parameters": whole}, expected, f"{name}, rank {number}")
         assert_equal_logs(ranks[0][name], expected, name)
+
+
+def test_a_sharded_run_that_resumes_is_the_run_that_did_not_stop(tiny_model_dir: Callable[..., Path], tmp_path: Path):
+    """FSDP2 on two processes, from the second of four steps: same weights, same metrics."""
+    rank, _ = launch("sharded_resume.py", tiny_model_dir(), out=tmp_path)
+    whole, resumed = rank["whole"], rank["resumed"]
+    assert (whole["parameters"]["model.norm.weight"] - 1).abs().max() > 1e-3
+    for name, parameter in whole["parameters"].items():
+        assert torch.equal(resumed["parameters"][name], parameter), name
+    assert [entry["step"] for entry in resumed["log"]][:5] == [1, 2, 3, 4, 4]
+    assert_equal_logs(resumed, whole, "resumed")

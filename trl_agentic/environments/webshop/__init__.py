@@ -7,8 +7,8 @@ from .generator import generate_products
 from .goals import SPLITS, split_numbers
 from .oracle import RandomShopper, Shopper, Step, demonstration
 from .policy import small_policy
-from .quick import QuickShopper, quick_demonstration
 from .prompts import WebShopPrompt
+from .quick import QuickShopper, quick_demonstration
 from .reward import Goal, Reward
 from .upstream import UpstreamWebShopEngine
 
