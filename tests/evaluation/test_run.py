@@ -11,14 +11,16 @@ import pytest
 
 from tests.toys import Corridor
 from trl_agentic.environments import ALFWorldEnv, SearchEnv, WebShopEnv
-from trl_agentic.environments.alfworld import small_policy
+from trl_agentic.environments.alfworld import ALFWorldPrompt, small_policy
+from trl_agentic.evaluation.command import environment_factory, parser, window_of
 from trl_agentic.evaluation.players import ModelPlayer, TextPlayer, expert_policy, random_policy
 from trl_agentic.evaluation.run import evaluate
 from trl_agentic.evaluation.text_loop import Answer
 from trl_agentic.records import load_records
+from trl_agentic.rollout.context import FULL, Context, trajectory_rows
 from trl_agentic.rollout.engines import Sampling
 from trl_agentic.rollout.loop import Episode
-from trl_agentic.types import StopReason, Trajectory
+from trl_agentic.types import StopReason, Trajectory, Turn, View
 
 
 SETTINGS = {"policy": "test", "environment": "test"}
@@ -215,3 +217,28 @@ def test_figures_and_settings_are_written(tmp_path: Path):
     assert "# test on test" in (tmp_path / "results.md").read_text()
     with pytest.raises(ValueError, match="no tasks"):
         evaluate(Counting(), Corridor, [], tmp_path, SETTINGS)
+
+
+def test_a_window_has_the_prompts_of_the_recipes():
+    factory = environment_factory("alfworld", "action_format=plain")
+    arguments = parser().parse_args(["small", "--output_dir", "out", "--history_length", "3"])
+    context = window_of(arguments, factory)
+    assert context.history_length == 3 and isinstance(context.renderer, ALFWorldPrompt)
+    view = View({}, 2, "Your task is to: sit.", [Turn([], [], None, " go ", "A", "A")], "B", {})
+    assert "you did: go\n" in context.renderer(view)[0]["content"]
+    arguments.environment = ["tests.toys:Corridor"]
+    assert window_of(arguments, environment_factory("tests.toys:Corridor")) == Context(3)
+    arguments.history_length = None
+    assert window_of(arguments, factory) is FULL
+
+
+def test_a_window_shortens_the_prompts_of_a_checkpoint(tmp_path: Path):
+    def make() -> ALFWorldEnv:
+        return ALFWorldEnv(num_games=1, max_steps=4, action_format="plain", show_admissible=False, instructions="")
+
+    lengths = []
+    for context in (FULL, Context(0)):
+        player = ModelPlayer.from_pretrained(str(small_policy()), Sampling(), max_turn_tokens=12, context=context)
+        [trajectory] = player.play([Episode(make(), make().tasks()[0], seed=0)])
+        lengths.append(len(trajectory_rows(trajectory, 0)))
+    assert lengths == [1, 4]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_agentic.evaluation.players import ModelPlayer, Player, TextPlayer, expert_policy, random_policy
+from trl_agentic.rollout.context import FULL, Context
 
 
 ENVIRONMENTS = {
@@ -56,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
     add("--top_p", type=float, default=1.0, help="nucleus sampling (default: 1)")
     local = result.add_argument_group("checkpoints")
     local.add_argument("--max_context", type=int, help="tokens of context; what the model's config says if not given")
+    local.add_argument(
+        "--history_length",
+        type=int,
+        help="steps before the current one in a prompt, as in a training with context: window; all if not given",
+    )
     local.add_argument("--dtype", help="float32, bfloat16, ...; that of the files on a GPU, float32 on a CPU")
     local.add_argument("--chat_template_kwargs", type=json.loads, help='JSON, such as {"enable_thinking": false}')
     remote = result.add_argument_group("endpoints (the key is read from $OPENAI_API_KEY, if there is one)")
@@ -77,12 +83,14 @@ def main(argv: list[str] | None = None) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from trl_agentic.evaluation.run import evaluate
 
+    if arguments.history_length is not None and arguments.history_length < 0:
+        raise ValueError(f"--history_length must not be negative, got {arguments.history_length}.")
     for name in ("samples", "batch_size", "max_turns", "max_turn_tokens"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
     factory = environment_factory(*arguments.environment)
     tasks, ceiling = _tasks(arguments.tasks, factory)
-    player, used = _player(arguments)
+    player, used = _player(arguments, factory)
     settings = {"policy": arguments.policy, "environment": " ".join(arguments.environment), **used}
     out, plan = arguments.output_dir, (arguments.samples, arguments.seed, arguments.batch_size)
     evaluate(player, factory, tasks, out, settings, *plan, ceiling)
@@ -135,7 +143,19 @@ def _tasks(file: Path | None, factory: Callable[[], Any]) -> tuple[list[dict[str
     return tasks, None if ceiling is None else ceiling._asdict()
 
 
-def _player(arguments: argparse.Namespace) -> tuple[Player, dict[str, Any]]:
+def window_of(arguments: argparse.Namespace, factory: Callable[[], Any]) -> Context:
+    """The window that was asked for, with the prompts that recipes use for the environment."""
+    if arguments.history_length is None:
+        return FULL
+    from trl_agentic.environments.alfworld import ALFWorldPrompt
+    from trl_agentic.environments.webshop import WebShopPrompt
+
+    prompt = {"alfworld": ALFWorldPrompt, "webshop": WebShopPrompt}.get(arguments.environment[0])
+    action_format = getattr(factory, "keywords", {}).get("action_format", "tags")
+    return Context(arguments.history_length, None if prompt is None else prompt(action_format))
+
+
+def _player(arguments: argparse.Namespace, factory: Callable[[], Any]) -> tuple[Player, dict[str, Any]]:
     """The player, and the settings that its figures depend on."""
     if arguments.policy in ("random", "expert"):
         policy = random_policy if arguments.policy == "random" else expert_policy
@@ -167,8 +187,9 @@ def _player(arguments: argparse.Namespace) -> tuple[Player, dict[str, Any]]:
         max_turn_tokens=arguments.max_turn_tokens,
         max_context=arguments.max_context,
         chat_template_kwargs=arguments.chat_template_kwargs,
+        context=window_of(arguments, factory),
     )
-    used = {name: getattr(arguments, name) for name in ("max_context", "chat_template_kwargs")}
+    used = {name: getattr(arguments, name) for name in ("max_context", "history_length", "chat_template_kwargs")}
     return player, shared | used | {"dtype": dtype}
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trl_agentic.evaluation.text_loop import Answer, play_text
+from trl_agentic.rollout.context import FULL, Context
 from trl_agentic.rollout.loop import Budgets, Episode, play
 from trl_agentic.types import Trajectory
 
@@ -35,6 +36,8 @@ class ModelPlayer:
         max_turn_tokens (`int`, *optional*, defaults to `512`): tokens of a turn.
         max_context (`int`, *optional*): tokens of context. If `None`, the model's `max_position_embeddings`.
         chat_template_kwargs (`dict`, *optional*): extra arguments of the chat template.
+        context ([`~trl_agentic.rollout.context.Context`], *optional*): how much of a rollout its prompts show; all of
+            it by default.
 
     Raises:
         ValueError: the tokenizer has no usable chat template, or the model does not tell its context length.
@@ -49,6 +52,7 @@ class ModelPlayer:
         max_turn_tokens: int = 512,
         max_context: int | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        context: Context = FULL,
     ):
         from trl_agentic.rollout.chat import ChatRenderer
         from trl_agentic.rollout.engines import TransformersEngine
@@ -57,11 +61,12 @@ class ModelPlayer:
         ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
         if tokenizer.eos_token_id not in ends:
             ends.insert(0, tokenizer.eos_token_id)
-        context = max_context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if context is None:
+        max_context = max_context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if max_context is None:
             raise ValueError("The model does not tell its context length: set `max_context`.")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self._budgets = Budgets(max_turns, max_turn_tokens, max_rollout_tokens=context, max_context=context)
+        self._context = context
+        self._budgets = Budgets(max_turns, max_turn_tokens, max_turns * max_context, max_context)
         self._chat = ChatRenderer(tokenizer, ends, chat_template_kwargs=chat_template_kwargs)
         self._engine = TransformersEngine(model.eval(), ends, pad, sampling)
 
@@ -93,7 +98,7 @@ class ModelPlayer:
     def play(self, episodes: list[Episode]) -> list[Trajectory]:
         """Plays the episodes in one batch."""
         self._engine.reset()
-        return play(episodes, self._engine, self._chat, self._budgets)
+        return play(episodes, self._engine, self._chat, self._budgets, context=self._context)
 
 
 class TextPlayer:
