@@ -4,7 +4,6 @@ from .bm25 import BM25Retriever
 from .dense import DenseRetriever
 from .env import SearchEnv, world_retriever
 from .oracle import Oracle, Step, demonstration
-from .policy import small_policy
 from .questions import DATASETS, load_questions
 from .remote import HTTPRetriever
 from .retrieval import Passage, Retriever, load_corpus
@@ -29,6 +28,5 @@ __all__ = [
     "generate_world",
     "load_corpus",
     "load_questions",
-    "small_policy",
     "world_retriever",
 ]
