@@ -3,8 +3,9 @@
     accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/search_a2tgpo.py
 
 Without `--config` this is the quickstart: questions about a generated world, a small policy that is first made to
-imitate a hasty player, A2TGPO, and the exact match on questions about things it has never seen before and after. With the paper's
-protocol, on eight GPUs, where `trl-agentic retriever` or another server in Search-R1's form serves Wikipedia:
+imitate a hasty player, A2TGPO, and the exact match on questions about things it has never seen before and after. With
+the paper's protocol, on eight GPUs, where `trl-agentic retriever` or another server in Search-R1's form serves
+Wikipedia:
 
     accelerate launch --config_file recipes/accelerate/fsdp2.yaml recipes/search_a2tgpo.py \
         --config recipes/configs/search_a2tgpo/qwen3-4b.yaml --retriever_url http://127.0.0.1:8000/retrieve
