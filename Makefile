@@ -108,7 +108,7 @@ $(VENV)/.upstream: $(VENV)/.test $(VENV)/.upstream-wheels
 upstream: $(VENV)/.upstream
 
 docs: $(VENV)/.docs
-	$(VENV)/bin/mkdocs build -q --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build -q --strict
 
 # Renews constraints.txt from what a fresh environment resolves to; its header stays.
 constraints:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import sys
 import time
 import traceback
 import weakref
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -41,6 +42,7 @@ from trl_agentic.rollout.context import Context, Renderer, Row, first_messages, 
 from trl_agentic.rollout.engines import Engine, Sampling, TransformersEngine, TRLVLLMEngine
 from trl_agentic.rollout.loop import Budgets, Episode, RolloutClock, derived_seed, play
 from trl_agentic.trainers.budgets import check_budgets
+from trl_agentic.trainers.card import Evaluation, complete_card
 from trl_agentic.trainers.config import AgenticConfig
 from trl_agentic.trainers.metrics import EpisodeSummary, episode_metrics, summarize
 from trl_agentic.trainers.nonfinite import NonFiniteGuard
@@ -200,6 +202,8 @@ class AgenticTrainer(GRPOTrainer):
         self._sampled: list[Trajectory] = []  # of the current generation
         self._trajectory_log = TrajectoryLog(Path(args.output_dir) / "trajectories", args.save_trajectories_steps)
         self.add_callback(self._trajectory_log)
+        self._trained_on = list(dict.fromkeys(self.environment_pool.name(row) for row in first_rows))
+        self._evaluations: dict[str, dict[int, Evaluation]] = {}  # of a name, by step
         self._episodes: dict[str, list[EpisodeSummary]] = {"train": [], "eval": []}
         self._token_sums: dict[str, dict[str, tuple[float, float]]] = {"train": {}, "eval": {}}
         weakref.finalize(self, self.environment_pool.close)
@@ -397,10 +401,48 @@ class AgenticTrainer(GRPOTrainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """As in transformers; `eval_success`, by which the best checkpoint can be told, is `episode/success`."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        row = next(iter((args[0] if args else kwargs["dataloader"]).dataset), None)
+        if row is not None:
+            self._keep_evaluation(metric_key_prefix, self._episodes["eval"], self.environment_pool.name(row))
         self._sum_up("eval")
         if "episode/success" in self._metrics["eval"]:
             output.metrics[f"{metric_key_prefix}_success"] = self._metrics["eval"]["episode/success"][0]
         return output
+
+    def record_evaluation(self, name: str, trajectories: list[Trajectory], environment: str | None = None) -> None:
+        """Keeps an evaluation for the model card, as `evaluate` does by itself.
+
+        Args:
+            name: heading of its column, such as `"before training"`.
+            trajectories: as [`rollout`] returns them.
+            environment: name of the environment in `environment_factory`, if that is a dictionary.
+        """
+        self._keep_evaluation(name, [summarize(trajectory) for trajectory in trajectories], environment)
+
+    def _keep_evaluation(self, name: str, summaries: list[EpisodeSummary], environment: str | None) -> None:
+        if any(summary.success is not None for summary in summaries):
+            facts = self.environment_pool.facts(environment)
+            self._evaluations.setdefault(name, {})[self.state.global_step] = Evaluation(name, facts, tuple(summaries))
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """As in TRL, and with the environment, the last evaluation of each kind, and the command of this run."""
+        super().create_model_card(model_name, dataset_name, tags)
+        if not self.is_world_process_zero():
+            return
+        best = self.state.best_global_step if self.args.load_best_model_at_end and not self.is_in_train else None
+        evaluations = [by_step.get(best, by_step[max(by_step)]) for by_step in self._evaluations.values()]
+        policy = self.accelerator.unwrap_model(self.model)
+        complete_card(
+            Path(self.args.output_dir) / "README.md",
+            self.hub_model_id or model_name or Path(self.args.output_dir).name,
+            [self.environment_pool.facts(name) for name in self._trained_on],
+            evaluations,
+            sys.argv,
+            policy.config._name_or_path,
+            is_peft_model(policy),
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in TRL; metrics of episodes and of our loss are means over all since the last log, not means of means."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +18,29 @@ from trl_agentic.environments.tools import ToolEnvironment
 
 
 Factory = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class EnvironmentFacts:
+    """What a model card tells of an environment.
+
+    Attributes:
+        name: name of its class.
+        split: its attribute `split`, `None` if it has none.
+        arguments: what `trl-agentic evaluate --environment` takes to make it.
+    """
+
+    name: str
+    split: str | None
+    arguments: str
+
+    @property
+    def tag(self) -> str:
+        """`alfworld` for `ALFWorldEnv`."""
+        return re.sub("(env|environment)$", "", self.name.lower()) or self.name.lower()
+
+    def __str__(self) -> str:
+        return f"`{self.name}`" + (f" (split `{self.split}`)" if self.split else "")
 
 
 class EnvironmentPool:
@@ -68,6 +94,19 @@ class EnvironmentPool:
     def uses_tools(self) -> bool:
         """Whether an environment is tool-style."""
         return any(_is_tool_style(probe) for probe in self._probes.values())
+
+    def facts(self, name: str | None) -> EnvironmentFacts:
+        """What can be told of the environment of that name. Arguments are those of a `partial`."""
+        probe, factory = self._probes[name], self._factories[name]
+        kind = type(probe)
+        facts = EnvironmentFacts(
+            kind.__name__, getattr(probe, "split", None), f"{kind.__module__}:{kind.__qualname__}"
+        )
+        own = facts.tag if kind.__module__.startswith("trl_agentic.environments.") else facts.arguments
+        options = factory.keywords if isinstance(factory, partial) else {}
+        told = {key: value for key, value in options.items() if isinstance(value, str | int | float)}
+        words = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in told.items()]
+        return EnvironmentFacts(facts.name, facts.split, shlex.join([own, *words]))
 
     def is_tool_style(self, row: dict[str, Any]) -> bool:
         """Whether the environment that a row selects is tool-style."""

@@ -107,6 +107,7 @@ class SearchEnv:
             )
         if retriever is not None and not isinstance(retriever, Retriever):
             raise ValueError(f"SearchEnv: `retriever` has no method `search`: {type(retriever).__name__}.")
+        self.split = split
         self.max_searches = max_searches
         self.top_k = top_k
         self.action_format = action_format
