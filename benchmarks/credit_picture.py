@@ -1,6 +1,6 @@
 """What each credit rule makes of the same four rollouts: docs/images/which_rule.png.
 
-    python benchmarks/credit_picture.py
+python benchmarks/credit_picture.py
 """
 
 from __future__ import annotations

@@ -14,12 +14,14 @@ Commands without such a comment must be run by `.ci/run`.
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import runpy
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -166,3 +168,83 @@ def test_presets_parse_against_the_arguments_of_their_recipe(preset: Path, monke
     (parser,) = captured.value.args
     # The overrides let a preset for GPUs be read without one; a key that no dataclass has is an error.
     parser.parse_args_and_config(args=["--config", str(preset), "--use_cpu", "true", "--bf16", "false"])
+
+
+def public_names() -> list[tuple[str, str]]:
+    """(module, name) of what users may rely on: `__all__`, or what a public module defines."""
+    from tests.test_imports import PUBLIC_MODULES
+
+    found = []
+    for module in ("trl_agentic", *(f"trl_agentic.{name}" for name in PUBLIC_MODULES), "trl_agentic.records"):
+        members = vars(import_module(module))
+        own = [name for name, value in members.items() if getattr(value, "__module__", None) == module]
+        found += [(module, name) for name in members.get("__all__", own) if not name.startswith("_")]
+    return found
+
+
+@pytest.mark.parametrize(("module", "name"), public_names(), ids=lambda text: text)
+def test_every_public_name_has_a_docstring_and_a_place_in_the_reference(module: str, name: str):
+    """A page has it by itself, or all of a module that offers it."""
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    shown = set(re.findall(r"^::: (\S+)$", pages, re.MULTILINE))
+    value = getattr(import_module(module), name)
+    home = getattr(value, "__module__", module)
+    offered = {place for place, other in public_names() if other == name}
+    assert {f"{home}.{name}", home, module, *offered} & shown, f"no page of docs/api shows {module}.{name}"
+    if inspect.isclass(value) or inspect.isroutine(value):
+        assert inspect.getdoc(value), f"{module}.{name} has no docstring"
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [str(page.relative_to(ROOT / "docs")) for page in sorted((ROOT / "docs").rglob("*.md"))]
+    assert [page for page in pages if f" {page}\n" not in navigation] == []
+
+
+def test_the_table_of_what_is_tested_is_current():
+    from tests.coverage_table import with_table
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_table(readme) == readme, "run python tests/coverage_table.py"
+    assert readme.count("| transformers") >= 12
+
+
+def test_readme_names_every_trainer_and_its_paper():
+    import trl_agentic
+
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Algorithms")[2].partition("\n## ")[0]
+    for name in trl_agentic.__all__:
+        if name.endswith("Trainer") and name != "AgenticTrainer":
+            (row,) = re.findall(rf"^\| `{name}` \| .* \|$", table, re.MULTILINE)[:1]
+            assert getattr(trl_agentic, name)._paper["id"] in row
+
+
+RULE_PAGES = {"gigpo": "GiGPO", "grpo": "AgenticGRPO", "rloo": "AgenticRLOO", "igpo": "IGPO"}
+
+
+@pytest.mark.parametrize("page", RULE_PAGES)
+def test_the_table_of_an_algorithm_names_fields_defaults_and_metrics(page: str):
+    import trl_agentic
+
+    fields = getattr(trl_agentic, f"{RULE_PAGES[page]}Config").__dataclass_fields__
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in f"{line} ".split(" |")] for line in text.splitlines() if line.startswith("| ")][
+        2:
+    ]
+    assert len(rows) >= 3
+    metrics = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    metrics += (ROOT / "trl_agentic" / "trainers" / "gain.py").read_text(encoding="utf-8")
+    checked = 0
+    for row in rows:
+        names = re.findall(r"`(\w+)`", row[1])
+        for name in names:
+            assert name in fields, f"docs/{page}.md: {name} is no field"
+        default = re.fullmatch(r"`([^`]+)`", row[2])
+        if default and len(names) == 1:
+            assert fields[names[0]].default == ast.literal_eval(default[1]), f"docs/{page}.md on {names[0]}"
+            checked += 1
+        for metric in re.findall(r"`([\w/]+)`", row[3]):
+            assert metric in metrics or metric == "loss", (
+                f"docs/{page}.md: {metric} is not defined in docs/concepts.md"
+            )
+    assert checked >= 2

@@ -85,6 +85,7 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path):
     shutil.copytree(ROOT / "trl_agentic", source / "trl_agentic", ignore=ignore)
     for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "recipes" / "accelerate", source / "recipes" / "accelerate")
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(source)]
     subprocess.run(command, check=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -95,7 +96,9 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path):
     expected = {str(path.relative_to(source)) for path in (source / "trl_agentic").rglob("*") if path.is_file()}
     assert "trl_agentic/py.typed" in expected
     assert expected - names == set(), "left out: a folder without __init__.py, or data outside a `data` folder"
-    assert not [name for name in names if name.startswith("tests")]
+    assert not [name for name in names if name.startswith(("tests", "recipes", "benchmarks"))]
+    shared = {name.rpartition("/")[2] for name in names if ".data/data/share/trl-agentic/accelerate/" in name}
+    assert shared == {path.name for path in LAUNCH_CONFIGS}
     assert f"Version: {trl_agentic.__version__}\n" in header
     assert sum(size.file_size for size in zipfile.ZipFile(wheel).infolist()) < 30e6
     for extra in metadata()["options.extras_require"]:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ class Browser:
         typed = {"text": key} if len(key) == 1 else {}
         self._call("Input.dispatchKeyEvent", type="keyDown", key=key, **typed)
         self._call("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+    def screenshot(self, file: Path, scheme: str) -> None:
+        """Saves the window as PNG, on ground of the colour scheme `"light"` or `"dark"`."""
+        self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        file.write_bytes(b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
 
     def close(self) -> None:
         """Ends the browser."""
