@@ -71,6 +71,7 @@ def train_and_evaluate(
 
     def evaluate(moment: str) -> None:
         trajectories = trainer.rollout(rows)
+        trainer.record_evaluation(f"{moment} training", trajectories, rows[0].get("environment"))
         results[moment] = success_by_task_type(trajectories)
         if is_main:
             out.mkdir(parents=True, exist_ok=True)

@@ -417,6 +417,7 @@ class AgenticTrainer(GRPOTrainer):
             trajectories: as [`rollout`] returns them.
             environment: name of the environment in `environment_factory`, if that is a dictionary.
         """
+        environment = self.environment_pool.name({"environment": environment})
         self._keep_evaluation(name, [summarize(trajectory) for trajectory in trajectories], environment)
 
     def _keep_evaluation(self, name: str, summaries: list[EpisodeSummary], environment: str | None) -> None:
