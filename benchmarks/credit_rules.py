@@ -55,7 +55,8 @@ NEEDS_TRUTH = ("igpo", "a2tgpo")
 # Part of a method, so not taken from a preset that was made for another one.
 METHOD = ("loss_type", "importance_sampling_level", "epsilon", "epsilon_high", "beta")
 QUICK = {"num_generations": 4, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
-         "generation_batch_size": None, "max_steps_per_game": 6, "max_train_steps_per_game": 6}  # fmt: skip
+         "generation_batch_size": None, "max_steps_per_game": 6, "max_train_steps_per_game": 6,
+         "max_steps_per_goal": 6}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ def webshop(preset: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[], Any
     """Goals of the generated shop."""
     from trl_agentic import WebShopEnv
 
-    names = ("action_format", "show_admissible", "max_steps", "paid_for", "num_products")
-    options = {name: preset[name] for name in names if name in preset}
+    names = ("action_format", "show_admissible", "paid_for", "num_products", "anchor_options")
+    options = {name: preset[name] for name in names if name in preset} | {"max_steps": preset["max_steps_per_goal"]}
     make = partial(WebShopEnv, instructions="" if options.get("action_format") == "plain" else None, **options)
     return partial(make, split="train"), partial(make, split="test")
 

@@ -128,7 +128,7 @@ class Trajectory:
     @property
     def score(self) -> float | None:
         """The environment's grade of the rollout beside `success`: `info["score"]` of the last turn that has one."""
-        told = [turn.info["score"] for turn in self.turns if "score" in turn.info]
+        told = [turn.info["score"] for turn in self.turns if turn.info.get("score") is not None]
         return float(told[-1]) if told else None
 
     @property
