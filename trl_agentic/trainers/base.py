@@ -433,7 +433,7 @@ class AgenticTrainer(GRPOTrainer):
         if not self.is_world_process_zero():
             return
         best = self.state.best_global_step if self.args.load_best_model_at_end and not self.is_in_train else None
-        evaluations = [by_step.get(best, by_step[max(by_step)]) for by_step in self._evaluations.values()]
+        evaluations = [steps[best if best in steps else max(steps)] for steps in self._evaluations.values()]
         policy = self.accelerator.unwrap_model(self.model)
         complete_card(
             Path(self.args.output_dir) / "README.md",

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
@@ -107,7 +108,7 @@ def _shell(command: str) -> str:
 
 
 def _results(evaluation: Evaluation) -> list[EvalResult]:
-    where = {
+    where: dict[str, Any] = {
         "task_type": "reinforcement-learning",
         "task_name": "multi-turn agent",
         "dataset_type": evaluation.environment.tag,
