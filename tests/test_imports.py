@@ -49,6 +49,7 @@ MAY_IMPORT: list[tuple[str, tuple[str, ...]]] = [
             "environments.tools",
             "records",
             "trainers",
+            "__version__",
         ),
     ),
     ("evaluation", ("evaluation", "types", "records", "rollout", "environments")),
