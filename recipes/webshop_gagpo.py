@@ -23,7 +23,7 @@ from small_policy import sft_defaults
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from webshop_warm_start import BATCH, WarmStartArguments, warm_start
 
-from trl_agentic import GAGPOConfig, GAGPOTrainer
+from trl_agentic import AgenticConfig, AgenticTrainer, GAGPOConfig, GAGPOTrainer
 from trl_agentic.environments import WebShopEnv
 from trl_agentic.environments.webshop import small_policy
 
@@ -107,7 +107,12 @@ def environment(arguments: WebShopArguments, split: str, num_goals: int | None) 
     )
 
 
-def main(arguments: WebShopArguments, training: GAGPOConfig, model: ModelConfig) -> None:
+def main(
+    arguments: WebShopArguments,
+    training: AgenticConfig,
+    model: ModelConfig,
+    trainer_class: type[AgenticTrainer] = GAGPOTrainer,
+) -> None:
     out = Path(training.output_dir)
     policy = model.model_name_or_path
     if arguments.from_scratch:
@@ -123,7 +128,7 @@ def main(arguments: WebShopArguments, training: GAGPOConfig, model: ModelConfig)
     ceiling = shops["evaluation"].ceiling()
     if model.model_name_or_path is None or not training.model_init_kwargs:
         training.model_init_kwargs = model_init_kwargs(model)
-    trainer = GAGPOTrainer(
+    trainer = trainer_class(
         model=policy,
         args=training,
         train_dataset=Dataset.from_list(rows["train"]),
