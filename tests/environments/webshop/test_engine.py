@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.environments.webshop.shop import RECORDS, option, record, small_shop
 from trl_agentic.environments.webshop import Goal, WebShopCatalogue, WebShopEngine, WebShopState
+from trl_agentic.environments.webshop.engine import name_and_argument
 
 
 GOAL = Goal(
@@ -346,3 +348,14 @@ def test_wrong_use_is_named(catalogue: WebShopCatalogue):
     with pytest.raises(TypeError):
         engine.reset(0.5)  # type: ignore[arg-type]
     assert len(RECORDS) == len(catalogue)
+
+
+@settings(max_examples=500, deadline=None)
+@given(action=st.text("a[]\n", max_size=12))
+def test_an_action_is_taken_apart_as_upstream_does(action: str):
+    found = re.match(r"(.+)\[(.+)\]", action)
+    assert name_and_argument(action) == (None if found is None else (found.group(1), found.group(2)))
+
+
+def test_a_long_action_takes_no_long_time():
+    assert name_and_argument("[" * 1_000_000) is None  # backtracking would take hours

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsIndex, TypedDict, get_args
@@ -13,7 +12,6 @@ from .catalogue import Product, WebShopCatalogue
 from .reward import Goal, Reward
 
 
-_ACTION = re.compile(r"(.+)\[(.+)\]")
 _SUB_PAGES = {name.lower() for name in pages.SUB_PAGES}
 
 
@@ -42,12 +40,28 @@ class WebShopState:
     done: bool
 
 
+def name_and_argument(action: str) -> tuple[str, str] | None:
+    """The parts of `name[argument]`, as `(.+)\\[(.+)\\]` finds them from the start, in time linear in the length.
+
+    Args:
+        action (`str`): any string.
+
+    Returns:
+        What stands before the last bracket that something in brackets follows, and the argument in lower case; `None`
+        if the action has no such form.
+    """
+    line = action.partition("\n")[0]
+    close = line.rfind("]")
+    opening = line.rfind("[", 1, max(close - 1, 0))
+    return None if opening < 0 else (line[:opening], line[opening + 1 : close].lower())
+
+
 def is_something(action: str, clickables: Collection[str]) -> bool:
     """Whether an action is a search, or a click on one of the texts."""
-    found = _ACTION.match(action)
-    if found is None:
+    parts = name_and_argument(action)
+    if parts is None:
         return False
-    name, argument = found.group(1), found.group(2).lower()
+    name, argument = parts
     return name == "search" or (name == "click" and argument != "search" and argument in clickables)
 
 
@@ -147,10 +161,10 @@ class WebShopEngine:
             RuntimeError: the engine was not reset before.
         """
         goal = self.goal
-        found = _ACTION.match(action)
-        if self.purchase is not None or found is None:
+        parts = name_and_argument(action)
+        if self.purchase is not None or parts is None:
             return self._state(0.0)
-        name, argument = found.group(1), found.group(2).lower()
+        name, argument = parts
         if name == "search":
             self._search(argument)
         elif name == "click":
