@@ -2,7 +2,7 @@
 
     accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/webshop_gagpo.py
 
-Without `--config` this is the quickstart: a generated shop, a small policy that has imitated a scripted shopper for a
+Without `--config` this is the quickstart: a generated shop, a small policy that imitates a scripted shopper for a
 while, GAGPO, and an evaluation on held-out goals before and after. With the comparisons' protocol, on eight GPUs:
 
     accelerate launch --config_file recipes/accelerate/fsdp2.yaml recipes/webshop_gagpo.py \
@@ -64,7 +64,8 @@ class WebShopArguments:
         backend (`str`, *optional*, defaults to `"engine"`):
             `"engine"`, or `"upstream"` for the original shop in `$WEBSHOP_PATH`.
         from_scratch (`bool`, *optional*, defaults to `False`):
-            Make the small policy in this run instead of loading the one that the package ships.
+            Make the small policy in this run instead of loading the one that the package ships; not where
+            `model_name_or_path` names a policy.
     """
 
     data_dir: str | None = field(default=None, metadata={"help": "Folder of the official files."})
@@ -115,7 +116,7 @@ def main(
 ) -> None:
     out = Path(training.output_dir)
     policy = model.model_name_or_path
-    if arguments.from_scratch:
+    if policy is None and arguments.from_scratch:
         policy = str(warm_start(WarmStartArguments(), sft_defaults(str(out / "warm_start"), BATCH)))
     elif policy is None:
         policy = str(small_policy())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from html import unescape
@@ -176,3 +179,19 @@ def test_the_command_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         serve.main(["--human_goals", "--num_products", "10"])
     assert "None of the 10 products has instructions that people wrote" in capsys.readouterr().err
+
+
+def test_the_command_serves_until_it_is_interrupted():
+    command = [sys.executable, "-m", "trl_agentic", "webshop", "serve", "--port", "0", "--num_products", "30"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            said = process.stdout.readline()
+            address = re.search(r"Serving 30 products at (http://127\.0\.0\.1:\d+)/", said)
+            assert address is not None, said
+            assert "30 products" in texts(Visitor(address[1]).get())
+            process.send_signal(signal.SIGINT)
+            assert process.stdout.read() == "Stopped.\n"
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()

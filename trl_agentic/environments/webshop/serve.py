@@ -168,10 +168,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print(f"Serving {len(catalogue)} products at http://{arguments.host}:{server.server_port}/", flush=True)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        print("Stopped.")
+    server.serve_forever()  # until Ctrl-C, which it takes for the wish to stop
+    print("Stopped.")
 
 
 if __name__ == "__main__":
