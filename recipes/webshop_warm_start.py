@@ -83,9 +83,9 @@ class WarmStartArguments:
         reinforcement learning finds costly.
         """
         return [
-            Course("copying", round(5600 * self.scale), 3e-3, observations=True),
-            Course("acting", round(3200 * self.scale), 2e-3),
-            Course("forgetting", round(800 * self.scale), 1e-3, forgets=self.forgets),
+            Course("copying", round(8000 * self.scale), 3e-3, observations=True),
+            Course("acting", round(6400 * self.scale), 2e-3),
+            Course("forgetting", round(1200 * self.scale), 1e-3, forgets=self.forgets),
         ]
 
 
