@@ -100,6 +100,10 @@ def test_options_of_an_environment_are_json_or_text():
     ("words", "message"),
     [
         (
+            ["small", "--environment", "tests.toys:Corridor"],
+            "There is a small policy for alfworld, search, webshop, not for tests.toys:Corridor",
+        ),
+        (
             ["random", "--environment", "alfwrld"],
             "must be alfworld, search, webshop or MODULE:CALLABLE, got 'alfwrld'",
         ),

@@ -51,6 +51,11 @@ def test_the_version_is_the_one_that_was_read():
         ("compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
         ("log", ["self", "logs", "start_time"]),
         ("evaluate", ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]),
+        (
+            "evaluation_loop",
+            ["self", "dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
+        ),
+        ("create_model_card", ["self", "model_name", "dataset_name", "tags"]),
         ("_get_train_sampler", ["self", "dataset"]),
         ("_save_checkpoint", ["self", "model", "trial"]),
         ("_get_output_dir", ["self", "trial"]),

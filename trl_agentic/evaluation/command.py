@@ -35,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "policy",
         help="folder of a checkpoint or of a PEFT adapter, Hub id, http(s) address of a chat-completions endpoint, "
-        "`expert` or `random` (the environment's scripted player, and chance), or `small` (the ALFWorld policy that "
-        "ships with the package)",
+        "`expert` or `random` (the environment's scripted player, and chance), or `small` (the policy for the "
+        "environment that ships with the package)",
     )
     add(
         "--environment",
@@ -174,12 +174,10 @@ def _player(arguments: argparse.Namespace, factory: Callable[[], Any]) -> tuple[
         }
     from accelerate import PartialState
 
-    from trl_agentic.environments.alfworld import small_policy
-
     device = PartialState().device
     dtype = arguments.dtype or ("float32" if device.type == "cpu" else "auto")
     player = ModelPlayer.from_pretrained(
-        str(small_policy()) if arguments.policy == "small" else arguments.policy,
+        _small_policy(arguments.environment[0]) if arguments.policy == "small" else arguments.policy,
         sampling,
         dtype,
         device,
@@ -191,6 +189,12 @@ def _player(arguments: argparse.Namespace, factory: Callable[[], Any]) -> tuple[
     )
     used = {name: getattr(arguments, name) for name in ("max_context", "history_length", "chat_template_kwargs")}
     return player, shared | used | {"dtype": dtype}
+
+
+def _small_policy(environment: str) -> str:
+    if environment not in ENVIRONMENTS:
+        raise ValueError(f"There is a small policy for {', '.join(ENVIRONMENTS)}, not for {environment}.")
+    return str(import_module(f"trl_agentic.environments.{environment}").small_policy())
 
 
 def _endpoint_player(arguments: argparse.Namespace, sampling: Any) -> Player:
