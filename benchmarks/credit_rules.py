@@ -185,8 +185,18 @@ def check(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
 
 
 def small_policy(environment: str) -> str:
-    """Folder of the policy that the package ships for an environment."""
-    return str(import_module(f"trl_agentic.environments.{environment}").small_policy())
+    """Folder of the policy that the package ships for an environment.
+
+    Raises:
+        ValueError: it ships none.
+    """
+    ships = getattr(import_module(f"trl_agentic.environments.{environment}"), "small_policy", None)
+    if ships is None:
+        raise ValueError(
+            f"The package ships no policy for {environment}: make one with recipes/{environment}_warm_start.py and "
+            "name its folder with --policy."
+        )
+    return str(ships())
 
 
 def make_trainer(rule: str, seed: int, policy: str, settings: dict[str, Any], out: Path, environments: Any) -> Any:

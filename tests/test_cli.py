@@ -101,7 +101,7 @@ def test_options_of_an_environment_are_json_or_text():
     [
         (
             ["small", "--environment", "tests.toys:Corridor"],
-            "There is a small policy for alfworld, search, webshop, not for tests.toys:Corridor",
+            "The package ships no small policy for tests.toys:Corridor",
         ),
         (
             ["random", "--environment", "alfwrld"],

@@ -192,9 +192,11 @@ def _player(arguments: argparse.Namespace, factory: Callable[[], Any]) -> tuple[
 
 
 def _small_policy(environment: str) -> str:
-    if environment not in ENVIRONMENTS:
-        raise ValueError(f"There is a small policy for {', '.join(ENVIRONMENTS)}, not for {environment}.")
-    return str(import_module(f"trl_agentic.environments.{environment}").small_policy())
+    module = f"trl_agentic.environments.{environment}" if environment in ENVIRONMENTS else "trl_agentic"
+    ships = getattr(import_module(module), "small_policy", None)
+    if ships is None:
+        raise ValueError(f"The package ships no small policy for {environment}: name the folder of a checkpoint.")
+    return str(ships())
 
 
 def _endpoint_player(arguments: argparse.Namespace, sampling: Any) -> Player:
