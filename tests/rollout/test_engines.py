@@ -11,14 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, MistralConfig, PreTrainedModel
 
 from tests.rollout.attentive import attentive_model
-from trl_agentic.rollout.engines import (
-    Request,
-    Sample,
-    Sampling,
-    SeededSampling,
-    TransformersEngine,
-    TRLVLLMEngine,
-)
+from trl_agentic.rollout.engines import Request, Sampling, SeededSampling, TransformersEngine
 
 
 PAD, EOS = 0, 2
@@ -255,39 +248,3 @@ def test_no_requests_need_no_model(model: PreTrainedModel):
     with CountedForwards(model) as forwards:
         assert engine(model).generate([]) == []
     assert forwards.count == 0
-
-
-class ScriptedVLLM:
-    """TRL's generation callable with scripted answers; remembers what it was asked."""
-
-    def __init__(self, ids: list[list[int]], logprobs: list[list[float | None]] | None):
-        self.ids, self.logprobs = ids, logprobs
-        self.asked: list[tuple[list[list[int]], int]] = []
-
-    def __call__(
-        self, prompts: list[list[int]], budget: int
-    ) -> tuple[list[list[int]], list[list[float | None]] | None]:
-        self.asked.append((prompts, budget))
-        return self.ids[: len(prompts)], None if self.logprobs is None else self.logprobs[: len(prompts)]
-
-
-def test_the_vllm_engine_cuts_each_row_at_its_own_budget():
-    generate = ScriptedVLLM([[5, 6, EOS], [7, 8, 9, EOS]], [[-0.1, None, -0.3], [-1.0, -2.0, -3.0, -4.0]])
-    samples = TRLVLLMEngine(generate, [EOS]).generate([Request(0, [1], 5, 0), Request(1, [1, 1], 2, 0)])
-    assert generate.asked == [([[1], [1, 1]], 5)]
-    assert samples[0].ids == [5, 6, EOS] and samples[0].ended
-    assert samples[0].logprobs is not None
-    assert samples[0].logprobs[0] == -0.1 and math.isnan(samples[0].logprobs[1])
-    assert samples[1] == Sample([7, 8], [-1.0, -2.0], ended=False)
-
-
-def test_the_vllm_engine_without_log_probabilities_or_tokens():
-    samples = TRLVLLMEngine(ScriptedVLLM([[]], None), [EOS]).generate([Request(0, [1], 5, 0)])
-    assert samples == [Sample([], None, ended=False)]
-
-
-def test_the_vllm_engine_without_requests_still_calls():
-    """In step with processes that have some: the callable is a collective operation."""
-    generate = ScriptedVLLM([], None)
-    assert TRLVLLMEngine(generate, [EOS]).generate([]) == []
-    assert generate.asked == [([], 1)]

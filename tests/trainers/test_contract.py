@@ -22,6 +22,7 @@ from trl.chat_template_utils import (
     supports_tool_calling,
 )
 from trl.extras.profiling import profiling_context
+from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 from trl.trainer import grpo_trainer
@@ -95,7 +96,8 @@ def test_the_constructor_takes_what_is_passed():
         (supports_tool_calling, {"processing_class"}),
         (is_chat_template_prefix_preserving, {"processing_class"}),
         (get_training_chat_template, {"processing_class"}),
-        (VLLMGeneration.generate, {"prompts", "images", "num_generations"}),
+        (VLLMClient.__init__, {"base_url", "group_port"}),
+        (VLLMClient.init_communicator, {"device"}),
         (VLLMGeneration.sync_weights, {"self"}),
     ],
     ids=lambda value: getattr(value, "__qualname__", ""),
@@ -108,10 +110,14 @@ def test_tool_calls_are_parsed_by_position():
     assert parameter_names(parse_response) == ["tokenizer", "ids", "prefix", "tools"]
 
 
-def test_vllm_generation_has_the_knobs_that_are_turned():
+def test_vllm_generation_has_what_is_used():
     source = inspect.getsource(VLLMGeneration)
-    for name in ("max_completion_length", "temperature"):
-        assert f"self.{name} = {name}" in source and source.count(f"self.{name}") > 1  # set once, read when it samples
+    for name in ("llm", "tp_group", "vllm_client"):
+        assert f"self.{name}" in source.replace(", _ =", " =")
+    # Sleeping, its weights are gone; it wakes them when it sends new ones, and the cache is for the caller to wake.
+    assert 'self.llm.wake_up(tags=["weights"])' in inspect.getsource(VLLMGeneration.sync_weights)
+    assert "kv_cache" not in inspect.getsource(VLLMGeneration.sync_weights)
+    assert 'self.llm.wake_up(tags=["kv_cache"])' in source and "self.llm.sleep(level=2)" in source
 
 
 def names_of(prefix: tuple[str, ...], context: type[ast.expr_context] = ast.Load) -> set[str]:

@@ -70,11 +70,14 @@ class Episode:
 class RolloutClock:
     """Seconds in which a rollout waited for the engine, and in which one waited for its environment.
 
-    The two overlap where the engine works while environments do.
+    The two overlap where the engine works while environments do. Beside them, the tokens of all prompts, and those of
+    them that the engine had in its cache.
     """
 
     engine_seconds: float = 0.0
     env_seconds: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -180,6 +183,8 @@ class _Play:
     def _sampled(self, rollout: _Rollout, sample: Sample | Exception) -> None:
         if isinstance(sample, Exception):
             raise sample
+        self._clock.prompt_tokens += len(rollout.context) + len(rollout.prompt.ids)
+        self._clock.cached_tokens += sample.cached_tokens
         _add_turn(rollout, sample, self._chat, self._budgets)
         if rollout.done:
             self._end()
@@ -264,6 +269,7 @@ def _add_turn(rollout: _Rollout, sample: Sample, chat: ChatRenderer, budgets: Bu
         anchor_state=rollout.anchor,
         extends=rollout.prompt.extends,
         cut=not sample.ended,
+        policy_step=sample.policy_step,
     )
     rollout.context = rollout.context + rollout.prompt.ids + sample.ids
     trajectory.turns.append(turn)

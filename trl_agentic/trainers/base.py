@@ -10,7 +10,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from trl.chat_template_utils import (
     supports_tool_calling,
 )
 from trl.extras.profiling import profiling_context
+from trl.generation.vllm_client import VLLMClient
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 from trl.trainer.utils import pad, use_adapter
 
@@ -39,7 +40,13 @@ from trl_agentic.loss import aggregate, clipped_surrogate, count_turns, engine_c
 from trl_agentic.micro_batches import cut_by_rows, cut_by_tokens, split_to, take_rows
 from trl_agentic.rollout.chat import ChatRenderer
 from trl_agentic.rollout.context import Context, Renderer, Row, first_messages, first_prompt, trajectory_rows
-from trl_agentic.rollout.engines import Engine, Sampling, TransformersEngine, TRLVLLMEngine
+from trl_agentic.rollout.engines import (
+    Engine,
+    Sampling,
+    TransformersEngine,
+    VLLMColocateEngine,
+    VLLMServerEngine,
+)
 from trl_agentic.rollout.loop import Budgets, Episode, RolloutClock, derived_seed, play
 from trl_agentic.trainers.budgets import check_budgets
 from trl_agentic.trainers.card import Evaluation, complete_card
@@ -55,6 +62,7 @@ from trl_agentic.trainers.saving import (
     save_generation,
 )
 from trl_agentic.trainers.stopping import StopOnSignal
+from trl_agentic.trainers.vllm import check_served_model, check_vllm, served_models, server_urls
 from trl_agentic.turns import spread_to_tokens, turn_batch, turn_record
 from trl_agentic.types import StopReason, Trajectory, TurnBatch
 
@@ -158,6 +166,10 @@ class AgenticTrainer(GRPOTrainer):
             reward_processing_classes = [*reward_processing_classes, None]
         elif reward_processing_classes is not None:
             reward_processing_classes = [reward_processing_classes, None]
+        if args.use_vllm:
+            check_vllm(args, _name_of(model))
+            if args.vllm_server_base_urls:
+                args.vllm_server_base_url = server_urls(args)[0]  # the one that TRL connects to
         user_weights, args.reward_weights = args.reward_weights, None
         super().__init__(
             model=model,
@@ -176,6 +188,8 @@ class AgenticTrainer(GRPOTrainer):
         self.reward_weights = torch.tensor([*weights, 1.0], dtype=torch.float32)
         if self.environment_pool.uses_tools:
             self._prepare_tools()
+        if self.use_vllm and self.vllm_mode == "server":
+            self._connect_servers()
         self.chat = ChatRenderer(self._tokenizer, self.eos_token_ids, self.chat_template, self.chat_template_kwargs)
         if self.environment_pool.uses_tools:
             self.chat.observation_ids(["probe"], ended=True, role="tool")
@@ -186,8 +200,6 @@ class AgenticTrainer(GRPOTrainer):
             max_context=self._max_context(),
             stop_at_overlong_turn=args.overlong_turn == "stop",
         )
-        if self.use_vllm:
-            self.vllm_generation.max_completion_length = args.max_turn_tokens
         self._eval_rollouts = 0
         if args.should_save and args.save_strategy != "no":
             check_output_dir(args.output_dir, checkpoint_bytes(self.model, args.save_only_model))
@@ -287,13 +299,30 @@ class AgenticTrainer(GRPOTrainer):
     def _max_context(self) -> int:
         limits = [
             self.args.max_context_length,
-            self.args.vllm_max_model_length if self.use_vllm else None,
             getattr(self.model.config.get_text_config(), "max_position_embeddings", None),
         ]
+        if self.use_vllm and self.vllm_mode == "server":
+            limits += [served["max_model_len"] for served in served_models(server_urls(self.args))]
+        elif self.use_vllm:
+            limits.append(self.vllm_generation.llm.llm_engine.model_config.max_model_len)
         known = [int(limit) for limit in limits if limit is not None]
         if not known:
             raise ValueError("The model does not tell its context length: set `max_context_length`.")
         return min(known)
+
+    def _connect_servers(self) -> None:
+        """Checks what the servers serve, and joins those beside the first, which TRL joined, for weight transfer."""
+        urls = server_urls(self.args)
+        if not self.accelerator.is_main_process:
+            self._vllm_clients = [None] * len(urls)
+            return
+        config = self.model.config.get_text_config()
+        check_served_model(urls, self.args, config, self._tokenizer, _name_of(self.model))
+        self._vllm_clients = [self.vllm_generation.vllm_client]
+        for i, url in enumerate(urls[1:], start=1):
+            client = VLLMClient(url, group_port=self.args.vllm_group_port + i)
+            client.init_communicator(device=self.accelerator.device)
+            self._vllm_clients.append(client)
 
     def _prepare_tools(self) -> None:
         """What TRL does for its `tools`: a parser for tool calls, and a chat template that never rewrites a turn."""
@@ -500,18 +529,10 @@ class AgenticTrainer(GRPOTrainer):
     @contextmanager
     def _engine(self, temperature: float) -> Iterator[Engine]:
         """Whoever samples, with the current weights."""
+        sampling = Sampling(temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty)
         if self.use_vllm:
-            if self.state.global_step != self._last_loaded_step:
-                with profiling_context(self, "sync_weights"):
-                    self.vllm_generation.sync_weights()
-                self._last_loaded_step = self.state.global_step
-            trained_at, self.vllm_generation.temperature = self.vllm_generation.temperature, temperature
-            try:
-                yield TRLVLLMEngine(
-                    self._vllm_generate, self.eos_token_ids, self._any_active if self._vllm_shared else None
-                )
-            finally:
-                self.vllm_generation.temperature = trained_at
+            with self._vllm_awake(), closing(self._vllm_engine(sampling)) as engine:
+                yield engine
             return
         with (
             unwrap_model_for_generation(
@@ -526,36 +547,64 @@ class AgenticTrainer(GRPOTrainer):
                 model,
                 self.eos_token_ids,
                 self._tokenizer.pad_token_id,
-                Sampling(temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty),
+                sampling,
                 any_active=self._any_active if self._params_sharded else None,
+                policy_step=self.state.global_step,
             )
+
+    @contextmanager
+    def _vllm_awake(self) -> Iterator[None]:
+        """vLLM with the current weights, which are sent once an optimizer step.
+
+        In sleep mode vLLM gives up its memory in between, the weights with it, and gets them at every use.
+        """
+        sleeps = self.vllm_mode == "colocate" and self.args.vllm_enable_sleep_mode
+        if sleeps or self.state.global_step != self._last_loaded_step:
+            with profiling_context(self, "sync_weights"):
+                self._send_weights()
+            self._last_loaded_step = self.state.global_step
+        if sleeps:
+            self.vllm_generation.llm.wake_up(tags=["kv_cache"])
+        try:
+            yield
+        finally:
+            if sleeps:
+                self.vllm_generation.llm.sleep(level=2)
+
+    def _send_weights(self) -> None:
+        if self.vllm_mode == "colocate":
+            self.vllm_generation.sync_weights()
+            return
+        for client in reversed(self._vllm_clients):  # the first one stays
+            self.vllm_generation.vllm_client = client
+            self.vllm_generation.sync_weights()
+        self.accelerator.wait_for_everyone()  # only the first process sends, and all go on to sample
+
+    def _vllm_engine(self, sampling: Sampling) -> VLLMServerEngine | VLLMColocateEngine:
+        extra = dict(self.args.generation_kwargs or {})
+        regex, step = self.args.vllm_structured_outputs_regex, self.state.global_step
+        if self.vllm_mode == "server":
+            if regex is not None:
+                extra["structured_outputs"] = {"regex": regex}
+            urls = server_urls(self.args)
+            name = served_models(urls[:1])[0]["id"]
+            return VLLMServerEngine(urls, name, self.eos_token_ids, sampling, extra, step)
+        if regex is not None:
+            from vllm.sampling_params import StructuredOutputsParams
+
+            extra["structured_outputs"] = StructuredOutputsParams(regex=regex)
+        group = self.vllm_generation.tp_group if self.vllm_tensor_parallel_size > 1 else None
+        return VLLMColocateEngine(self.vllm_generation.llm, self.eos_token_ids, sampling, extra, step, group)
 
     @property
     def _params_sharded(self) -> bool:
         zero3 = self._dist.is_zero3 and not self.args.ds3_gather_for_generation
         return self.accelerator.num_processes > 1 and (self._dist.is_fsdp or zero3)
 
-    @property
-    def _vllm_shared(self) -> bool:
-        """Whether several processes send their prompts to one vLLM, all at once."""
-        several = self.accelerator.num_processes > 1
-        return self.use_vllm and several and (self.vllm_mode == "server" or self.vllm_tensor_parallel_size > 1)
-
     def _any_active(self, here: bool) -> bool:
         """Whether any process has an active rollout; keeps them in step where sampling is a collective operation."""
         flag = torch.tensor(float(here), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, reduction="sum").item() > 0)
-
-    def _vllm_generate(self, prompts: list[list[int]], budget: int) -> tuple[list[list[int]], list[list[Any]] | None]:
-        """TRL's generation. It pairs completions with processes by position, so all must send equally many prompts."""
-        count = len(prompts)
-        if self._vllm_shared:
-            needs = self.accelerator.gather(torch.tensor([[count, budget]], device=self.accelerator.device))
-            most, budget = needs.amax(dim=0).tolist()
-            prompts = prompts + [[self.eos_token_ids[0]]] * (most - count)
-        self.vllm_generation.max_completion_length = budget
-        _, ids, logprobs, _ = self.vllm_generation.generate(prompts=prompts, images=None, num_generations=1)
-        return ids[:count], None if logprobs is None else [[p[0] for p in row] for row in logprobs[:count]]
 
     # From rollouts to training rows
 
@@ -960,6 +1009,8 @@ class AgenticTrainer(GRPOTrainer):
         metrics["rollout/seconds"] = slowest
         metrics["rollout/engine_seconds"] = max(engine for _, engine, _ in times)
         metrics["rollout/env_seconds"] = max(env for _, _, env in times)
+        tokens = gather_object([(clock.cached_tokens, clock.prompt_tokens)])
+        metrics["rollout/cache_hit_rate"] = sum(held for held, _ in tokens) / max(sum(n for _, n in tokens), 1)
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
         episode_advantages = (advantages * batch.turn_mask).sum(1) / batch.turn_mask.sum(1).clamp(min=1)
@@ -967,6 +1018,11 @@ class AgenticTrainer(GRPOTrainer):
         for trajectory in trajectories:
             if trajectory.error is not None:
                 logger.warning("A rollout failed and is left out of the update:\n%s", trajectory.error)
+
+
+def _name_of(model: Any) -> str:
+    """The name or path that a model was loaded from."""
+    return model if isinstance(model, str) else model.config._name_or_path
 
 
 def _dataset(tasks: list[dict[str, Any]]) -> Dataset:

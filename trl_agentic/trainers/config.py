@@ -62,6 +62,10 @@ class AgenticConfig(GRPOConfig):
             What happens if a loss, a log-probability or the gradient is NaN or infinite: `"stop"` ends the run before
             the weights change, `"skip"` leaves the update out, up to ten times in a row. Either names the rollouts
             that caused it.
+        vllm_server_base_urls (`list[str]`, *optional*):
+            Several servers in place of `vllm_server_base_url`. A rollout stays with one of them, and each gets the
+            weights, server `i` through port `vllm_group_port + i`.
+
     """
 
     max_completion_length: int | None = field(
@@ -152,10 +156,19 @@ class AgenticConfig(GRPOConfig):
             "choices": ["stop", "skip"],
         },
     )
+    vllm_server_base_urls: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Several servers in place of `vllm_server_base_url`. A rollout stays with one of them, and each "
+            "gets the weights, server `i` through port `vllm_group_port + i`."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_environment_fields()
+        if self.vllm_server_base_urls and self.vllm_server_base_url not in (None, self.vllm_server_base_urls[0]):
+            raise ValueError("Set `vllm_server_base_url` or `vllm_server_base_urls`, not both.")
         for name in ("max_turns", "max_turn_tokens", "max_tokens_per_micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -202,7 +215,6 @@ class AgenticConfig(GRPOConfig):
             ("max_tool_calling_iterations", None, "Set `max_turns`."),
             ("use_transformers_continuous_batching", False, "Set `use_vllm`."),
             ("cache_implementation", None, "The cache of a rollout is kept from turn to turn."),
-            ("vllm_enable_sleep_mode", False, "It would send all weights again at every turn."),
             ("generation_kwargs", None, "Set `temperature`, `top_p`, `top_k`, `min_p` or `repetition_penalty`."),
         ):
             if getattr(self, name) != off and not (name == "generation_kwargs" and self.use_vllm):

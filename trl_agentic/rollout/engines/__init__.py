@@ -5,7 +5,8 @@ An engine keeps no opinion about conversations: what it is asked to continue is 
 
 from .base import Done, Engine, LockstepEngine, Request, Sample, Sampling
 from .transformers import SeededSampling, TransformersEngine
-from .vllm import TRLVLLMEngine
+from .vllm_colocate import VLLMColocateEngine
+from .vllm_server import VLLMServerEngine
 
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Sample",
     "Sampling",
     "SeededSampling",
-    "TRLVLLMEngine",
     "TransformersEngine",
+    "VLLMColocateEngine",
+    "VLLMServerEngine",
 ]

@@ -35,11 +35,15 @@ class Sample:
         ids: sampled ids, the end-of-turn token included if there is one.
         logprobs: sampling log-probability of each id, `None` if the engine gives none; NaN where it is unknown.
         ended: whether the last id is an end-of-turn token.
+        cached_tokens: tokens of the prompt that the engine had in its cache.
+        policy_step: optimizer step whose weights sampled, `None` if the engine was not told.
     """
 
     ids: list[int]
     logprobs: list[float] | None
     ended: bool
+    cached_tokens: int = 0
+    policy_step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,8 @@ class TransformersEngine(LockstepEngine):
             forward pass.
         min_useful_cache (`float`, *optional*, defaults to `0.5`):
             Share of a kept cache that must be real tokens; below it the cache is built anew without padding inside.
+        policy_step (`int`, *optional*):
+            Optimizer step whose weights the model has.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class TransformersEngine(LockstepEngine):
         keep_cache: bool = True,
         any_active: Callable[[bool], bool] | None = None,
         min_useful_cache: float = 0.5,
+        policy_step: int | None = None,
     ):
         super().__init__(any_active)
         self._model = model
@@ -83,6 +86,7 @@ class TransformersEngine(LockstepEngine):
         self._keep_cache = keep_cache and growing_cache(model) is not None
         self._synced_gpus = any_active is not None
         self._min_useful_cache = min_useful_cache
+        self._policy_step = policy_step
         self._cache: DynamicCache | None = None
         self._rollouts: list[int] = []
         self._ids = torch.empty(0)  # (B, L) ids that the cache holds, padding included
@@ -144,10 +148,11 @@ class TransformersEngine(LockstepEngine):
             self._rollouts = [request.rollout for request in requests]
             self._ids = output[:, :length]
             self._mask = torch.cat([mask, real.long()], 1)[:, :length]
-        samples = []
-        for row, keep, ended in zip(sampled.cpu(), real.cpu(), (is_eos & real).any(1).tolist(), strict=True):
-            samples.append(Sample(ids=row[keep].tolist(), logprobs=None, ended=ended))
-        return samples
+        ended = (is_eos & real).any(1).tolist()
+        return [
+            Sample(row[keep].tolist(), None, end, cached_tokens=int(held), policy_step=self._policy_step)
+            for row, keep, end, held in zip(sampled.cpu(), real.cpu(), ended, known, strict=True)
+        ]
 
     def _select(self, requests: list[Request]) -> Tensor | None:
         """Brings the cache's rows into the order of the requests. Returns their mask (B, L); `None`: start anew."""

@@ -1,0 +1,90 @@
+"""A tiny model, and real vLLM servers of it on the CPU."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU_FLAGS = ["--enforce-eager", "--dtype", "float32", "--worker-extension-cls", "tests.vllm.cpu.Worker"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.vllm)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cpu() -> None:
+    """Skips where vLLM is missing; readies it for the CPU otherwise."""
+    pytest.importorskip("vllm", reason="needs vLLM (docs/vllm.md)")
+    from tests.vllm.cpu import ENVIRONMENT
+
+    os.environ |= ENVIRONMENT
+
+
+@pytest.fixture(scope="session")
+def model(cpu: None, tiny_model_dir: Callable[..., Path]) -> Path:
+    """Heads of 32, the smallest that vLLM's CPU attention has; a window of 1,024."""
+    return tiny_model_dir("qwen3", hidden_size=64, max_position_embeddings=1024)
+
+
+@pytest.fixture(scope="session")
+def serve(cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """`serve(model, *flags)` -> URL of a server, started by `trl-agentic serve` and stopped at the end."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(model: Path, *flags: str, backend: str = "disk", development: bool = True) -> str:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        log = tmp_path_factory.mktemp("server") / "log.txt"
+        command = [sys.executable, "-m", "trl_agentic", "serve", str(model), "--port", str(port)]
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        with log.open("wb") as out:
+            server = subprocess.Popen(
+                [*command, "--backend", backend, *CPU_FLAGS, *flags],
+                env=os.environ | {"PYTHONPATH": str(ROOT), "PATH": path},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+        running.append(server)
+        url = f"http://127.0.0.1:{port}"
+        _wait(url, server, log)
+        return url
+
+    yield start
+    for server in running:
+        server.terminate()
+    for server in running:
+        server.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def server(serve: Callable[..., str], model: Path) -> str:
+    """URL of a server of the tiny model. Its weights are those that were sent last."""
+    return serve(model)
+
+
+def _wait(url: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 300.0) -> None:
+    import requests
+
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if requests.get(f"{url}/health", timeout=5).status_code == 200:
+                return
+        except requests.RequestException:
+            pass
+        assert server.poll() is None, log.read_text()[-6000:]
+        time.sleep(1)
+    raise TimeoutError(f"{url} did not come up in {seconds} s:\n{log.read_text()[-6000:]}")

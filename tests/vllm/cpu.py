@@ -1,0 +1,107 @@
+"""What vLLM's CPU build needs to be trained with. For tests only: with GPUs none of it is needed.
+
+- Weights reach a server over NCCL, which has no CPU form. Here they go through a file (backend "disk").
+- The CPU build repacks the weights of linear layers at load and drops the originals, so that later weights have
+  nowhere to go. Here it keeps them and multiplies with them.
+
+Loaded into a server's workers by `--worker-extension-cls tests.vllm.cpu.Worker`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers import utils as layers
+
+
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles parts of its sampler even in eager mode, for minutes
+}
+
+
+@dataclass
+class Nothing(WeightTransferInitInfo):
+    """There is no connection to open."""
+
+
+@dataclass
+class File(WeightTransferUpdateInfo):
+    """Where the trainer left the weights, as a list of names and tensors."""
+
+    path: str
+
+
+class DiskTransfer(WeightTransferEngine):
+    """Takes weights from a file."""
+
+    init_info_cls, update_info_cls = Nothing, File
+
+    def init_transfer_engine(self, init_info: Nothing) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        pass
+
+    def receive_weights(self, update_info: File) -> None:
+        self.model.load_weights(torch.load(update_info.path))
+
+    def finish_weight_update(self) -> None:
+        pass
+
+    def shutdown(self) -> None:
+        pass
+
+
+def _multiply_as_loaded(layer: torch.nn.Module, remove_weight: bool) -> None:
+    if layer.weight.ndim == 2 or layer.weight.is_meta:
+        layer.cpu_linear = torch.nn.functional.linear
+
+
+layers.dispatch_cpu_unquantized_gemm = _multiply_as_loaded
+if "disk" not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine("disk", DiskTransfer)
+
+
+class Worker:
+    """Nothing: that vLLM imports this module is what counts."""
+
+
+def patch_trl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL's client sends weights through a file, and its colocated engine computes as transformers does."""
+    from trl.generation import vllm_generation
+    from trl.generation.vllm_client import VLLMClient
+
+    def init_communicator(self: Any, device: Any = 0) -> None:
+        self._post(f"{self.base_url}/init_weight_transfer_engine", json={"init_info": {}})
+
+    def update_named_params(self: Any, metadata: Any, named_params: Iterator[tuple[str, Tensor]]) -> None:
+        file, path = tempfile.mkstemp(suffix=".pt")
+        os.close(file)
+        torch.save([(name, parameter.detach().clone()) for name, parameter in named_params], path)
+        self._start_weight_update()
+        self._post(f"{self.base_url}/update_weights", json={"update_info": {"path": path}})
+        self._finish_weight_update()
+        Path(path).unlink()
+
+    monkeypatch.setattr(VLLMClient, "init_communicator", init_communicator)
+    monkeypatch.setattr(VLLMClient, "update_named_params", update_named_params)
+    eager = functools.partial(vllm_generation.LLM, enforce_eager=True, dtype="float32")
+    monkeypatch.setattr(vllm_generation, "LLM", eager)

@@ -1,0 +1,137 @@
+"""GAGPO through real vLLM: the weights arrive, and what vLLM tells is what the model computes."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.toys import Corridor
+from tests.trainers.small import history, small_config, tasks
+from trl_agentic import GAGPOConfig, GAGPOTrainer
+
+
+@pytest.fixture(autouse=True)
+def cpu_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.vllm.cpu import patch_trl
+
+    patch_trl(monkeypatch)
+
+
+def trainer(model: Path, output_dir: Path, kind: type[GAGPOTrainer] = GAGPOTrainer, **changes: Any) -> GAGPOTrainer:
+    args = small_config(GAGPOConfig, output_dir, **changes)
+    rows = tasks(prompt="You are in a house with many rooms. " * 20)  # vLLM's cache has blocks of 128 tokens here
+    return kind(str(model), args=args, train_dataset=rows, environment_factory=Corridor)
+
+
+def options(mode: str, server: str) -> dict[str, Any]:
+    if mode == "server":
+        return {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server}
+    return {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 512}
+
+
+@pytest.fixture(params=["server", "colocate"])
+def mode(request: pytest.FixtureRequest) -> Any:
+    yield request.param
+    gc.collect()  # a colocated engine ends with its trainer
+
+
+class Remembering(GAGPOTrainer):
+    """Keeps the turns of each step."""
+
+    def _play(self, *args: Any, **kwargs: Any) -> Any:
+        trajectories = super()._play(*args, **kwargs)
+        self.played = [*getattr(self, "played", []), trajectories]
+        return trajectories
+
+
+def test_gagpo_trains(mode: str, model: Path, server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    run = trainer(model, tmp_path, Remembering, **options(mode, server))
+    run.train()
+    gaps = history(run, "sampling/sampling_logp_difference/max")
+    ratios = history(run, "sampling/importance_sampling_ratio/mean")
+    with capfd.disabled():
+        print(f"\n{mode}: importance ratios {ratios}, largest gaps {gaps}")
+    assert len(gaps) == 3 and max(gaps) < 1e-4
+    assert ratios == pytest.approx([1.0] * 3, abs=1e-4)
+    assert [{turn.policy_step for t in step for turn in t.turns} for step in run.played] == [{0}, {1}, {2}]
+    assert all(norm > 0 for norm in history(run, "grad_norm"))
+    assert all(0 < rate < 1 for rate in history(run, "rollout/cache_hit_rate"))
+    # Afterwards, greedily: what vLLM plays is what the trained model plays.
+    rows = [{"length": length} for length in (1, 2, 3)]
+    by_vllm = run.rollout(rows, temperature=0.0)
+    run.use_vllm = False
+    by_model = run.rollout(rows, temperature=0.0)
+    assert [[turn.action_ids for turn in t.turns] for t in by_vllm] == [
+        [turn.action_ids for turn in t.turns] for t in by_model
+    ]
+
+
+def test_the_gap_shows_weights_that_were_not_sent(model: Path, server: str, tmp_path: Path):
+    """Otherwise the test above could not fail."""
+
+    class Forgetful(GAGPOTrainer):
+        def _send_weights(self) -> None:
+            if self.state.global_step == 0:
+                super()._send_weights()
+
+    run = trainer(model, tmp_path, Forgetful, learning_rate=1e-2, **options("server", server))
+    run.train()
+    gaps = history(run, "sampling/sampling_logp_difference/max")
+    assert gaps[0] < 1e-4 and min(gaps[1:]) > 1e-2
+
+
+def test_two_servers_share_the_rollouts(model: Path, serve: Callable[..., str], server: str, tmp_path: Path):
+    other = serve(model)
+    both = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_urls": [server, other]}
+    run = trainer(model, tmp_path, **both)
+    run.train()
+    assert max(history(run, "sampling/sampling_logp_difference/max")) < 1e-4
+    for url in (server, other):
+        assert requests_served(url) > 0
+
+
+def requests_served(url: str) -> float:
+    import requests
+
+    lines = requests.get(f"{url}/metrics", timeout=30).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:request_success_total"))
+
+
+# Bad input
+
+
+def test_a_server_that_is_not_there(model: Path, tmp_path: Path):
+    gone = {"use_vllm": True, "vllm_mode": "server", "vllm_server_port": 9, "vllm_server_timeout": 0.5}
+    with pytest.raises(
+        ConnectionError, match="There is no vLLM server.*\nVLLM_SERVER_DEV_MODE=1 vllm serve .*--port 9"
+    ):
+        trainer(model, tmp_path, **gone)
+
+
+def test_a_context_that_is_longer_than_the_servers(model: Path, server: str, tmp_path: Path):
+    with pytest.raises(ValueError, match="`max_context_length` is 2000, but .* takes 1024(.|\n)*--max-model-len 2000"):
+        trainer(model, tmp_path, max_context_length=2000, **options("server", server))
+    assert trainer(model, tmp_path, **options("server", server)).budgets.max_context == 1024
+
+
+def test_another_model(server: str, tiny_model_dir: Callable[..., Path], tmp_path: Path):
+    other = tiny_model_dir("qwen3", hidden_size=32)
+    with pytest.raises(ValueError, match="hidden_size=64, but the policy .* has 32(.|\n)*vllm serve"):
+        trainer(other, tmp_path, **options("server", server))
+
+
+def test_another_tokenizer(server: str, model: Path, tmp_path: Path):
+    from transformers import AutoTokenizer
+
+    from trl_agentic.trainers.vllm import check_served_model
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["cabinet"])
+    args = small_config(GAGPOConfig, tmp_path, **options("server", server))
+    config = trainer(model, tmp_path, **options("server", server)).model.config
+    with pytest.raises(ValueError, match="has another tokenizer"):
+        check_served_model([server], args, config, tokenizer, str(model))

@@ -1,0 +1,120 @@
+"""Sampling by a vLLM engine in this process."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch.distributed
+
+from trl_agentic.rollout.engines.base import Done, Request, Sample, Sampling
+from trl_agentic.rollout.engines.vllm_server import request_parameters
+
+
+_IDLE_PAUSE = 0.002  # seconds from one exchange with the tensor-parallel group to the next, while nobody samples
+
+
+class VLLMColocateEngine:
+    """Drives vLLM's engine one step, that is one token of every running request, at a time.
+
+    A rollout whose environment answered joins the running batch at the next step.
+
+    Args:
+        llm (`vllm.LLM`):
+            The engine, without requests.
+        eos_token_ids (`list[int]`):
+            Ids that end a turn.
+        sampling ([`Sampling`]):
+            Sampling parameters.
+        extra (`dict[str, Any]`, *optional*):
+            Further arguments of `vllm.SamplingParams`.
+        policy_step (`int`, *optional*):
+            Optimizer step whose weights the engine has.
+        group (`torch.distributed.ProcessGroup`, *optional*):
+            The processes that hold one engine together (tensor parallelism). Each takes the requests of all, in one
+            order, and they step together.
+    """
+
+    def __init__(
+        self,
+        llm: Any,
+        eos_token_ids: list[int],
+        sampling: Sampling,
+        extra: dict[str, Any] | None = None,
+        policy_step: int | None = None,
+        group: Any = None,
+    ):
+        self._engine = llm.llm_engine
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._parameters = {**request_parameters(sampling, eos_token_ids), **(extra or {})}
+        self._policy_step = policy_step
+        self._group = group
+        self._rank = 0 if group is None else torch.distributed.get_rank(group)
+        self._new: list[Request] = []
+        self._done: dict[int, Done] = {}  # by the rollout, which has one request at a time
+        self._running: set[str] = set()
+
+    def submit(self, request: Request, done: Done) -> None:
+        """See [`Engine`]."""
+        self._new.append(request)
+        self._done[request.rollout] = done
+
+    def step(self, active: int, busy: int) -> float | None:
+        """See [`Engine`]."""
+        told = self._exchange(active > 0, self._new)
+        self._new = []
+        if not any(is_active for is_active, _ in told):
+            return None
+        for rank, (_, requests) in enumerate(told):
+            for request in requests:
+                self._add(f"{rank}-{request.rollout}", request)
+        if not self._running:
+            return math.inf if self._group is None else _IDLE_PAUSE
+        for output in self._engine.step():
+            if output.finished:
+                self._finish(output)
+        return 0.0
+
+    def close(self) -> None:
+        """Ends what is still running, so that the next engine begins without requests."""
+        if self._running:
+            self._engine.abort_request(sorted(self._running))
+            self._running.clear()
+
+    def _exchange(self, active: bool, requests: list[Request]) -> list[tuple[bool, list[Request]]]:
+        if self._group is None:
+            return [(active, requests)]
+        told: list[Any] = [None] * torch.distributed.get_world_size(self._group)
+        torch.distributed.all_gather_object(told, (active, requests), group=self._group)
+        return told
+
+    def _add(self, name: str, request: Request) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        parameters = SamplingParams(
+            **self._parameters,
+            max_tokens=request.max_new_tokens,
+            seed=request.seed,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._engine.add_request(name, {"prompt_token_ids": request.prompt_ids}, parameters)
+        self._running.add(name)
+
+    def _finish(self, output: Any) -> None:
+        self._running.discard(output.request_id)
+        rank, _, rollout = output.request_id.partition("-")
+        if int(rank) != self._rank:
+            return
+        completion = output.outputs[0]
+        ids = list(completion.token_ids)
+        logprobs = [entry[token].logprob for entry, token in zip(completion.logprobs, ids, strict=True)]
+        sample = Sample(
+            ids=ids,
+            logprobs=logprobs,
+            ended=bool(ids) and ids[-1] in self._eos_token_ids,
+            cached_tokens=output.num_cached_tokens or 0,
+            policy_step=self._policy_step,
+        )
+        self._done.pop(int(rollout))(sample)
