@@ -25,7 +25,7 @@ from webshop_warm_start import BATCH, WarmStartArguments, warm_start
 
 from trl_agentic import AgenticConfig, AgenticTrainer, GAGPOConfig, GAGPOTrainer
 from trl_agentic.environments import WebShopEnv
-from trl_agentic.environments.webshop import small_policy
+from trl_agentic.environments.webshop import WebShopPrompt, small_policy
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "webshop_gagpo" / "quickstart.yaml"
@@ -137,6 +137,7 @@ def main(
         environment_factory=factories,
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
+        prompt_renderer=WebShopPrompt(arguments.action_format) if training.context == "window" else None,
     )
     reachable = None if ceiling is None else ceiling._asdict()
     train_and_evaluate(trainer, rows["evaluation"], "WebShop", "Success", reachable)
