@@ -41,8 +41,8 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     # Rollouts of several rows, on the second process of one.
     "window": {
-        "beta": 0.1, "shuffle_dataset": False, "lengths": (3, -1, -1), "num_iterations": 2, "context": "window",
-        "history_length": 1, "max_context_length": 150, "max_tokens_per_micro_batch": 150,
+        "beta": 0.1, "invalid_action_penalty": 0.25, "shuffle_dataset": False, "lengths": (3, -1, -1),
+        "context": "window", "history_length": 1, "max_context_length": 150, "max_tokens_per_micro_batch": 150,
     },
     # All rollouts of the second process fail, and half of a group of the first.
     "fail": {

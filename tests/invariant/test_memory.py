@@ -76,5 +76,5 @@ def test_fifty_steps_of_alfworld_in_a_window(tiny_model_dir: Callable[..., Path]
     assert BUDGET / 4 < short.positions <= BUDGET and long.positions <= BUDGET
     assert long.kept < 1.5 * short.kept  # five times the steps
     # The full history keeps what its longest rollout needs.
-    full, tokens = update(model, tmp_path, 5)
+    full, tokens = update(model, tmp_path, 10)
     assert full.positions > 2 * tokens and full.kept > 3 * short.kept
