@@ -278,6 +278,11 @@ def test_reward_weights_for_other_functions(tiny_model_dir: Model, tmp_path: Pat
             {"max_turn_tokens": 200},
             r"`max_turn_tokens` \(200\) is more than `max_completion_length` \(160",
         ),
+        (
+            AgenticConfig,
+            {"accelerator_config": {"split_batches": True}},
+            "`accelerator_config.split_batches` is not supported: leave it at False",
+        ),
         (AgenticConfig, {"context": "last"}, "`context` must be 'full' or 'window', got 'last'"),
         (AgenticConfig, {"history_length": -1}, "`history_length` must not be negative, got -1"),
         (

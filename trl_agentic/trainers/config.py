@@ -219,6 +219,11 @@ class AgenticConfig(GRPOConfig):
         ):
             if getattr(self, name) != off and not (name == "generation_kwargs" and self.use_vllm):
                 raise ValueError(f"`{name}` is not supported: leave it at {off!r}. {instead}")
+        if self.accelerator_config.split_batches:
+            raise ValueError(
+                "`accelerator_config.split_batches` is not supported: leave it at False. A batch is "
+                "`per_device_train_batch_size` rollouts on every process, so that groups are whole."
+            )
         if self.uses_turn_loss:
             self._check_turn_loss()
 
