@@ -1,0 +1,78 @@
+"""Every rule trains in a window, and the information gain reads what the policy read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.test_information_gain import plain
+from tests.toys import Corridor
+from tests.trainers.small import history, small_config, tasks
+from trl_agentic import (
+    A2TGPOConfig,
+    A2TGPOTrainer,
+    AgenticGRPOConfig,
+    AgenticGRPOTrainer,
+    AgenticRLOOConfig,
+    AgenticRLOOTrainer,
+    GAGPOConfig,
+    GAGPOTrainer,
+    GiGPOConfig,
+    GiGPOTrainer,
+    IGPOConfig,
+    IGPOTrainer,
+)
+
+
+Model = Callable[..., Path]
+TRUTH = "the exit"
+PAIRS: list[tuple[Any, Any]] = [
+    (A2TGPOTrainer, A2TGPOConfig),
+    (AgenticGRPOTrainer, AgenticGRPOConfig),
+    (AgenticRLOOTrainer, AgenticRLOOConfig),
+    (GAGPOTrainer, GAGPOConfig),
+    (GiGPOTrainer, GiGPOConfig),
+    (IGPOTrainer, IGPOConfig),
+]
+
+
+def trainer_of(pair: tuple[Any, Any], model: Path, output_dir: Path, **changes: Any) -> Any:
+    trainer_class, config_class = pair
+    options = {"context": "window", "history_length": 1, "max_completion_length": 400, **changes}
+    args = small_config(config_class, output_dir, **options)
+    rows = tasks(ground_truth=TRUTH)
+    return trainer_class(str(model), args=args, train_dataset=rows, environment_factory=Corridor)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].__name__)
+def test_every_rule_trains_in_a_window(pair: tuple[Any, Any], tiny_model_dir: Model, tmp_path: Path):
+    options = {"history_length": 0, "num_iterations": 2, "beta": 0.1, "max_steps": 2}
+    trainer = trainer_of(pair, tiny_model_dir(), tmp_path, **options)
+    trainer.train()
+    assert max(history(trainer, "grad_norm")) > 1e-4
+    assert history(trainer, "episode/turns")[0] > 1.5  # each turn is a row
+
+
+@pytest.mark.parametrize("history_length", [0, 1])
+def test_gains_in_a_window(history_length: int, tiny_model_dir: Model, tmp_path: Path):
+    """From the definition: the likelihood of the answer behind each prompt, the last one never answered included."""
+    trainer = trainer_of(PAIRS[0], tiny_model_dir(), tmp_path, history_length=history_length)
+    rows = [{"length": 9, "ground_truth": TRUTH}] * 2
+    played = trainer.rollout(rows)
+    encode = trainer.processing_class
+    bridge, answer = (encode(text)["input_ids"] for text in (trainer.args.answer_probe, TRUTH))
+    for trajectory, gains in zip(played, trainer.information_gains(rows, played), strict=True):
+        prompts: list[list[int]] = []
+        ids: list[int] = []
+        for turn in trajectory.turns:
+            prompts.append((ids if turn.extends else []) + turn.prompt_ids)
+            ids = prompts[-1] + turn.action_ids
+        prompts.append((ids if trajectory.final_prompt.extends else []) + trajectory.final_prompt.ids)
+        assert len(prompts) == 5
+        ends = [[len(prompt)] for prompt in prompts]
+        logps = torch.cat(plain(trainer.model.eval(), prompts, ends, [[answer]] * 5, bridge))
+        assert gains == pytest.approx(logps.exp().diff().tolist(), rel=1e-3, abs=1e-9)
