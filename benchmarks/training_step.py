@@ -241,8 +241,8 @@ with the package, float32, Python {platform.python_version()}, torch {torch.__ve
 
 TRL takes {arguments.rollouts // 4} rollouts a pass, each padded to the longest of the batch. The token budget is
 {longest:,} positions a pass, those of the longest rollout. *Tokens* are those of the rollouts, *positions* those that
-forward passes computed, padding included. *Memory* is what training adds at its peak. With fewer rollouts a pass, TRL needs
-less of it and computes as many positions: it pads a batch before it cuts it.
+forward passes computed, padding included. *Memory* is what training adds at its peak. With fewer rollouts a pass, TRL
+needs less of it and computes as many positions: it pads a batch before it cuts it.
 
 {table(results)}
 """
