@@ -245,9 +245,10 @@ def demonstration(
 ) -> list[Step]:
     """Plays a game with the expert, with wrong moves in between, as it is or as a player who hesitates.
 
-    A wrong move is, one as often as the other, an admissible action drawn at random; a command that would be right
-    later in the game, as a policy gives it that takes what it has not found; or a malformed command. Half of the
-    refused ones are given twice or more: a policy must see that what was refused is refused again, and go on.
+    Three in four wrong moves are commands that would be right later in the game and are refused now, as a policy gives
+    them that takes what it has not found; the others are admissible actions drawn at random. Half of the refused moves
+    are given once more. What the expert does next is never the refused command: after `Nothing happens.` there is
+    always something else to do.
 
     Args:
         game ([`ALFWorldGame`]): the game.
@@ -305,20 +306,7 @@ def completing_commands(game: ALFWorldGame) -> list[str]:
 
 
 def _wrong_move(expert_action: str, expert: Expert, admissible: Collection[str], rng: random.Random) -> str:
-    """Another admissible action, or one that the engine refuses."""
-    kinds = [sorted(set(admissible) - {expert_action, "help"})]
-    for refused in (expert.hasty_actions(), _malformed(expert_action, rng)):
-        kinds.append([action for action in refused if action not in admissible])
-    return rng.choice(rng.choice([kind for kind in kinds if kind]))
-
-
-def _malformed(action: str, rng: random.Random) -> list[str]:
-    """An action as a policy may garble it."""
-    return [
-        action.rsplit(" ", 1)[0],
-        re.sub(r"\d+$", str(rng.randrange(30, 60)), action),
-        re.sub(r"^move (.+) to (.+)$", r"put \1 in/on \2", action),
-        action.replace("take ", "pick up ").replace("go to ", "walk to "),
-        action.capitalize(),
-        f"I will {action}",
-    ]
+    """An action of a later step, which the engine refuses; one in four is another admissible one."""
+    refused = [action for action in expert.hasty_actions() if action not in admissible]
+    others = sorted(set(admissible) - {expert_action, "help"})
+    return rng.choice(others if rng.random() < 0.25 or not refused else refused)
