@@ -18,9 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alfworld_warm_start import WarmStartArguments, sft_defaults, warm_start
+from alfworld_warm_start import WarmStartArguments, warm_start
 from before_after import model_init_kwargs, train_and_evaluate
 from datasets import Dataset
+from small_policy import sft_defaults
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from trl_agentic import AgenticConfig, AgenticTrainer, GAGPOConfig, GAGPOTrainer
