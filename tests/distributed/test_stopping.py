@@ -1,0 +1,27 @@
+"""What one process hears or computes stops all of them, in step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.launch import launch
+
+
+pytestmark = pytest.mark.distributed
+
+
+def test_what_happens_to_one_process_stops_both(tiny_model_dir: Callable[..., Path], tmp_path: Path):
+    ranks = launch("stopping.py", tiny_model_dir(), out=tmp_path)
+    checkpoint = tmp_path / "stopped" / "checkpoint-1"
+    assert (checkpoint / "generation_0.pt").is_file() and (checkpoint / "generation_1.pt").is_file()
+    for rank in ranks:
+        assert (rank["code"], rank["stopped at"]) == (0, 1)
+        for name, parameter in rank["whole"].items():
+            assert torch.equal(rank["resumed"][name], parameter), name
+        assert rank["error"].startswith("The loss or a log-probability of update 1 is not finite: rollout ")
+        assert "of process 1 (task {'length': " in rank["error"] and "of process 0" not in rank["error"]
+    assert ranks[0]["error"] == ranks[1]["error"]
