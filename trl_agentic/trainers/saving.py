@@ -86,7 +86,8 @@ def load_generation(folder: Path, device: torch.device) -> tuple[int, list[list[
     path = folder / f"generation_{state.process_index}.pt"
     if not path.is_file():
         return None
-    saved = torch.load(path, map_location=device, weights_only=True)
+    place = torch.device("cpu") if device.type == "cpu" else device  # `torch.load` knows no "cpu:0"
+    saved = torch.load(path, map_location=place, weights_only=True)
     return (saved["step"], saved["batches"]) if saved["processes"] == state.num_processes else None
 
 
