@@ -16,6 +16,7 @@ from trl_agentic.records import (
     load_records,
     save_records,
     save_trajectories,
+    trajectory_files,
     trajectory_record,
 )
 from trl_agentic.types import StopReason, Trajectory, Turn
@@ -80,6 +81,13 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path):
 def test_a_column_that_a_record_does_not_have_is_refused():
     with pytest.raises(ValueError, match="has no advantages"):
         trajectory_record(trajectory(), {"advantages": [0.0, 0.0]})
+
+
+def test_completions_that_trl_logs_are_left_out(tmp_path: Path):
+    (tmp_path / "completions").mkdir()
+    parquet.write_table(pyarrow.table({"prompt": ["x"]}), tmp_path / "completions" / "completions_00001.parquet")
+    save_records(tmp_path / "after.parquet", [])
+    assert trajectory_files(tmp_path) == [tmp_path / "after.parquet"]
 
 
 def test_errors_name_the_file(tmp_path: Path):

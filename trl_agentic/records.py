@@ -123,11 +123,15 @@ def save_records(path: str | PathLike[str], records: Sequence[dict[str, Any]]) -
 def trajectory_files(path: str | PathLike[str]) -> list[Path]:
     """A Parquet file itself, or all of a folder and the folders in it, in the order of their names.
 
+    What TRL writes beside them with `log_completions`, in folders called `completions`, is left out.
+
     Raises:
         FileNotFoundError: there is no such file, or no Parquet file in the folder.
     """
     path = Path(path)
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*.parquet") if file.parent.name != "completions")
     if not files or not path.exists():
         raise FileNotFoundError(f"No trajectories (*.parquet) in {path}.")
     return files
