@@ -130,7 +130,7 @@ def soak(episodes: int, environments: int, shares: dict[str, float], timeout: fl
     draw = random.Random(0)
     run = Run(0.0, 0, Counter(), 0, 0, [], [], 0, 0)
     with tempfile.TemporaryDirectory() as struck:
-        temporary = set(os.listdir(tempfile.gettempdir()))
+        temporary: set[str] = set()
         make = partial(FaultyALFWorld, struck, action_format="plain", num_games=environments, max_steps=50)
         options = WorkerOptions("process", timeout=timeout, retries=2, max_episodes=50)
         handles = [EnvironmentHandle(make, options) for _ in range(environments)]
@@ -145,6 +145,8 @@ def soak(episodes: int, environments: int, shares: dict[str, float], timeout: fl
                 run.stops[trajectory.stop_reason] += 1
                 run.turns += len(trajectory.turns)
                 run.retries += episode.environment.retries
+            if first == 0:  # multiprocessing keeps a folder there from its first worker on
+                temporary = set(os.listdir(tempfile.gettempdir()))
             run.memory.append(resident_megabytes())
             run.files.append(len(os.listdir("/proc/self/fd")))
         run.seconds = time.perf_counter() - started
@@ -220,8 +222,10 @@ def main() -> int:
     shares = SHARES
     if args.quick:
         args.episodes, args.environments, shares = 120, 8, {name: 4 * share for name, share in SHARES.items()}
-    healthy = soak(args.episodes, args.environments, {}, args.timeout, args.max_turns)
-    faulty = soak(args.episodes, args.environments, shares, args.timeout, args.max_turns)
+    with tempfile.TemporaryDirectory() as own:  # others write to the usual one, too
+        tempfile.tempdir = os.environ["TMPDIR"] = own
+        healthy = soak(args.episodes, args.environments, {}, args.timeout, args.max_turns)
+        faulty = soak(args.episodes, args.environments, shares, args.timeout, args.max_turns)
     text = table(args.episodes, args.environments, healthy, faulty)
     ratio = healthy.seconds / faulty.seconds
     text += f"\n\nThroughput with faults, as a ratio to that without: {ratio:.2f}.\n"
