@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -44,10 +45,11 @@ class Faulty(Corridor):
         fault, count = self.row.get("fault"), Path(self.row.get("count") or os.devnull)
         if fault is None or self.steps != self.row.get("at", 0):
             return
-        so_far = len(count.read_text()) if count.is_file() else 0
-        if so_far >= self.row.get("times", 1):
-            return
-        with count.open("a") as file:
+        with count.open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # workers fail at the same time
+            file.seek(0)
+            if len(file.read()) >= self.row.get("times", 1):
+                return
             file.write("x")
         if fault == "raise":
             raise RuntimeError("the corridor collapsed")
