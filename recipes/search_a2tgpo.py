@@ -27,7 +27,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from trl_agentic import A2TGPOConfig, A2TGPOTrainer
 from trl_agentic.environments import SearchEnv
-from trl_agentic.environments.search import HTTPRetriever
+from trl_agentic.environments.search import HTTPRetriever, SearchTools
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "search_a2tgpo" / "quickstart.yaml"
@@ -56,8 +56,8 @@ class SearchArguments:
         max_searches (`int`, *optional*, defaults to `8`):
             Turns before the one that must answer.
         action_format (`str`, *optional*, defaults to `"tags"`):
-            `"tags"` (reasoning, then a search or an answer, in tags) or `"plain"` (the turn is the search or the
-            answer).
+            `"tags"` (reasoning, then a search or an answer, in tags), `"tools"` (searches are tool calls in the form
+            of the model's chat template) or `"plain"` (the turn is the search or the answer).
         format_penalty (`float`, *optional*, defaults to `1.0`):
             What a training rollout is charged that does not keep to the format. The evaluation does not enforce it.
     """
@@ -74,7 +74,9 @@ class SearchArguments:
     )
     passages: int = field(default=3, metadata={"help": "Passages in a result."})
     max_searches: int = field(default=8, metadata={"help": "Turns before the one that must answer."})
-    action_format: str = field(default="tags", metadata={"help": "How turns are read.", "choices": ["tags", "plain"]})
+    action_format: str = field(
+        default="tags", metadata={"help": "How turns are read.", "choices": ["tags", "tools", "plain"]}
+    )
     format_penalty: float = field(
         default=1.0, metadata={"help": "What a training rollout is charged that does not keep to the format."}
     )
@@ -82,6 +84,8 @@ class SearchArguments:
 
 def environment(arguments: SearchArguments, **options: Any) -> Any:
     """Factory of environments."""
+    if arguments.action_format == "tools":
+        return partial(SearchTools, top_k=arguments.passages, max_searches=arguments.max_searches, **options)
     return partial(
         SearchEnv,
         top_k=arguments.passages,

@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of the environments with atheris (`pip install atheris`, Linux).
 
-    python tests/fuzz/fuzz_actions.py -max_total_time=600 -max_len=400 [FOLDER OF SEEDS]
+    python -m tests.fuzz.fuzz_actions -max_total_time=600 -max_len=400 [FOLDER OF SEEDS]
 
 An input's first byte chooses the environment; the rest is an episode, its turns separated by form feeds. What crashes
 goes to `corpus/` as a text file without the first byte, and so becomes a test.

@@ -13,13 +13,17 @@ from transformers import PreTrainedTokenizerBase
 from trl_agentic.types import StepResult
 
 
+_NO_TOOLS = ("reset", "finish", "get_reward", "tasks", "close")
+
+
 class ToolEnvironment:
     """Plays a TRL environment: the policy's tool calls are method calls, an answer without a call ends the episode.
 
     Args:
         instance (`Any`):
-            Object with a `reset` method, whose other public methods are the tools. `get_reward()`, `tasks()` and
-            `close()` are optional and no tools.
+            Object with a `reset` method, whose other public methods are the tools. `get_reward()`, `tasks()`,
+            `close()` and `finish(answer) -> StepResult` are optional and no tools: `finish` gets the text of the turn
+            without a call, and what it returns is that turn's reward and `info`.
         tokenizer (`PreTrainedTokenizerBase`):
             Tokenizer that parses the model's tool calls; TRL's `add_response_schema` must know its chat template.
         chat_template_kwargs (`dict`, *optional*):
@@ -46,9 +50,7 @@ class ToolEnvironment:
             opening, add_generation_prompt=True, tokenize=False, **(chat_template_kwargs or {})
         )
         self._tools: dict[str, Callable[..., Any]] = {
-            key: method
-            for key, method in methods.items()
-            if key not in ("reset", "get_reward", "tasks", "close") and not key.startswith("_")
+            key: method for key, method in methods.items() if key not in _NO_TOOLS and not key.startswith("_")
         }
         if not self._tools:
             raise ValueError(
@@ -70,9 +72,10 @@ class ToolEnvironment:
         from trl.chat_template_utils import parse_response
 
         ids = self._tokenizer(action, add_special_tokens=False)["input_ids"]
-        calls = parse_response(self._tokenizer, ids, self._prefix, self.tools).get("tool_calls") or []
+        message = parse_response(self._tokenizer, ids, self._prefix, self.tools)
+        calls = message.get("tool_calls") or []
         if not calls:
-            return StepResult(observation="", terminated=True)
+            return self._finish(message.get("content") or "")
         results = [self._call(call["function"]) for call in calls]
         texts = [text for text, _ in results]
         valid = all(ok for _, ok in results)
@@ -89,6 +92,12 @@ class ToolEnvironment:
         """Closes the instance if it can be closed."""
         if callable(getattr(self.instance, "close", None)):
             self.instance.close()
+
+    def _finish(self, answer: str) -> StepResult:
+        if not callable(getattr(self.instance, "finish", None)):
+            return StepResult(observation="", terminated=True)
+        result: StepResult = self.instance.finish(answer)
+        return result
 
     def _call(self, function: dict[str, Any]) -> tuple[str, bool]:
         name, arguments = function["name"], function.get("arguments") or {}

@@ -8,6 +8,7 @@ from .questions import DATASETS, load_questions
 from .remote import HTTPRetriever
 from .retrieval import Passage, Retriever, load_corpus
 from .server import RetrievalServer
+from .tools import SearchTools
 from .world import Question, World, generate_world
 
 
@@ -22,6 +23,7 @@ __all__ = [
     "RetrievalServer",
     "Retriever",
     "SearchEnv",
+    "SearchTools",
     "Step",
     "World",
     "demonstration",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from trl_agentic.types import StepResult
 
-from .answers import exact_match, f1, parse_plain, parse_tags
+from .answers import Move, exact_match, f1, parse_plain, parse_tags
 from .bm25 import BM25Retriever
 from .oracle import Oracle
 from .questions import load_questions
@@ -190,9 +190,26 @@ class SearchEnv:
             RuntimeError: no episode is running.
             Exception: what the retriever raises.
         """
+        return self._play(_PARSERS[self.action_format](action))
+
+    def answer(self, text: str, is_well_formed: bool = True) -> StepResult:
+        """Ends the episode with an answer that has been read already.
+
+        Args:
+            text (`str`): the answer.
+            is_well_formed (`bool`, *optional*, defaults to `True`): whether the turn that gave it keeps to the format.
+
+        Returns:
+            [`StepResult`]: as [`step`] gives it.
+
+        Raises:
+            RuntimeError: no episode is running.
+        """
+        return self._play(Move("answer", " ".join(text.split()), is_well_formed))
+
+    def _play(self, move: Move) -> StepResult:
         if self._over:
             raise RuntimeError(f"SearchEnv.step: no episode is running; {self._over}.")
-        move = _PARSERS[self.action_format](action)
         self._off_format = self._off_format or not move.is_well_formed
         answered = move.kind == "answer"
         truncated = not answered and self._turns >= self.max_searches
