@@ -2,8 +2,8 @@
 
     accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/search_a2tgpo.py
 
-Without `--config` this is the quickstart: questions about a generated world, a small policy that is first made to
-imitate a hasty player, A2TGPO, and the exact match on questions about things it has never seen before and after. With
+Without `--config` this is the quickstart: questions about a generated world, a small policy that imitates a
+hasty player, A2TGPO, and the exact match on questions about things it has never seen before and after. With
 the paper's protocol, on eight GPUs, where `trl-agentic retriever` or another server in Search-R1's form serves
 Wikipedia:
 
@@ -21,13 +21,13 @@ from typing import Any
 
 from before_after import model_init_kwargs, train_and_evaluate
 from datasets import Dataset
-from search_warm_start import WarmStartArguments, warm_start
+from search_warm_start import BATCH, WarmStartArguments, warm_start
 from small_policy import sft_defaults
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from trl_agentic import A2TGPOConfig, A2TGPOTrainer
 from trl_agentic.environments import SearchEnv
-from trl_agentic.environments.search import HTTPRetriever, SearchTools
+from trl_agentic.environments.search import HTTPRetriever, SearchTools, small_policy
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "search_a2tgpo" / "quickstart.yaml"
@@ -60,6 +60,9 @@ class SearchArguments:
             of the model's chat template) or `"plain"` (the turn is the search or the answer).
         format_penalty (`float`, *optional*, defaults to `1.0`):
             What a training rollout is charged that does not keep to the format. The evaluation does not enforce it.
+        from_scratch (`bool`, *optional*, defaults to `False`):
+            Make the small policy in this run instead of loading the one that the package ships; not where
+            `model_name_or_path` names a policy.
     """
 
     questions: str = field(default="world", metadata={"help": "Questions to train on."})
@@ -80,6 +83,7 @@ class SearchArguments:
     format_penalty: float = field(
         default=1.0, metadata={"help": "What a training rollout is charged that does not keep to the format."}
     )
+    from_scratch: bool = field(default=False, metadata={"help": "Make the small policy in this run."})
 
 
 def environment(arguments: SearchArguments, **options: Any) -> Any:
@@ -113,8 +117,10 @@ def tasks(make: Any, name: str, task_types: list[str] | None, size: int | None) 
 def main(arguments: SearchArguments, training: A2TGPOConfig, model: ModelConfig) -> None:
     out = Path(training.output_dir)
     policy = model.model_name_or_path
-    if policy is None:
-        policy = str(warm_start(WarmStartArguments(), sft_defaults(str(out / "warm_start"))))
+    if policy is None and arguments.from_scratch:
+        policy = str(warm_start(WarmStartArguments(), sft_defaults(str(out / "warm_start"), BATCH)))
+    elif policy is None:
+        policy = str(small_policy())
     retriever = HTTPRetriever(arguments.retriever_url) if arguments.retriever_url else None
     make = environment(arguments, retriever=retriever)
     train = partial(make, questions=arguments.questions, format_penalty=arguments.format_penalty)

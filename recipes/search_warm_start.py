@@ -29,6 +29,7 @@ from trl_agentic.evaluation import success_by_task_type
 
 HOPS = ("1-hop", "2-hop")
 QUESTIONS_A_WORLD = 2000  # of so many hops
+BATCH = 32
 # What the policy knows of the environment: one passage a search, four turns before the one that must answer.
 ENVIRONMENT: dict[str, Any] = {"action_format": "plain", "instructions": "", "top_k": 1, "max_searches": 4}
 
@@ -53,16 +54,16 @@ class WarmStartArguments:
             Factor of the number of questions in each course.
         haste (`float`, *optional*, defaults to `0.7`):
             How often the play of the last course answers with what was found first, where there is more to find.
-        hidden_size (`int`, *optional*, defaults to `96`):
+        hidden_size (`int`, *optional*, defaults to `128`):
             Width of the model.
-        num_layers (`int`, *optional*, defaults to `3`):
+        num_layers (`int`, *optional*, defaults to `4`):
             Depth of the model.
     """
 
     scale: float = field(default=1.0, metadata={"help": "Factor of the number of questions in each course."})
     haste: float = field(default=0.7, metadata={"help": "How often the last course's play answers too early."})
-    hidden_size: int = field(default=96, metadata={"help": "Width of the model."})
-    num_layers: int = field(default=3, metadata={"help": "Depth of the model."})
+    hidden_size: int = field(default=128, metadata={"help": "Width of the model."})
+    num_layers: int = field(default=4, metadata={"help": "Depth of the model."})
 
     def courses(self) -> list[Course]:
         """Copying, acting, haste.
@@ -72,9 +73,9 @@ class WarmStartArguments:
         player who answers too early: a habit that imitation keeps and that reinforcement learning can do away with.
         """
         return [
-            Course("copying", 1, round(16000 * self.scale), 3e-3, noise=0.15, observations=True),
-            Course("acting", 9, round(16000 * self.scale), 2e-3, noise=0.1),
-            Course("haste", 17, round(4000 * self.scale), 5e-4, noise=0.1, haste=self.haste),
+            Course("copying", 1, round(48000 * self.scale), 3e-3, noise=0.15, observations=True),
+            Course("acting", 25, round(48000 * self.scale), 2e-3, noise=0.1),
+            Course("haste", 49, round(12000 * self.scale), 5e-4, noise=0.1, haste=self.haste),
         ]
 
 
@@ -130,5 +131,5 @@ def evaluate(policy: Path) -> dict[str, list[int]]:
 
 if __name__ == "__main__":
     parser = TrlParser((WarmStartArguments, SFTConfig))
-    parser.set_defaults(**TRAINING)
+    parser.set_defaults(**{**TRAINING, "per_device_train_batch_size": BATCH})
     print(evaluate(warm_start(*parser.parse_args_and_config())))

@@ -36,8 +36,9 @@ from trl_agentic.environments import WebShopEnv
 from trl_agentic.environments.webshop import WebShopCatalogue, WebShopEngine, quick_demonstration
 
 
-# A mark between the pieces of a page, what opens an action, and a price in whole dollars are one token each.
-PATTERN = r" ?\[sep\]|(?:click|search)\[| ?\$\p{N}+|" + WORDS
+# A mark between the pieces of a page, what opens an action, each half of a product's number and a price in whole
+# dollars are one token each: to copy, a small model looks for what followed the last token, not the last three.
+PATTERN = r" ?\[sep\]|(?:click|search)\[| (?=p\p{N}{2}x)|p\p{N}{2}(?=x)|x\p{N}{2}| ?\$\p{N}+|" + WORDS
 GOALS_OF_A_SHOP = 800
 BATCH = 8
 

@@ -469,6 +469,20 @@ def test_progress_and_time_are_told():
     assert clock.engine_seconds > 0 and clock.env_seconds > 0
 
 
+def test_waits_are_told_for_all_rollouts():
+    class Slow(ScriptedEnv):
+        def step(self, action: str) -> Any:
+            time.sleep(0.05)
+            return super().step(action)
+
+    clock = RolloutClock()
+    environments = [Slow(on(), on(terminated=True)) for _ in range(4)]
+    engine = ScriptedEngine(["go"])
+    play([Episode(e, {}, i) for i, e in enumerate(environments)], engine, CHAT, AMPLE, clock=clock)
+    assert clock.env_waits >= 4 * 2 * 0.05 and clock.env_waits > 2 * clock.env_seconds  # four wait at the same time
+    assert clock.engine_waits > 0
+
+
 def test_an_episode_that_begins_anew_forgets_its_turns():
     class Restarting(ScriptedEnv):
         def step(self, action: str) -> Any:

@@ -52,6 +52,7 @@ METRICS = {
     "turns/singleton_frac", "turns/group_size",
     "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean",
     "rollout/turns_per_second", "rollout/seconds", "rollout/engine_seconds", "rollout/env_seconds",
+    "rollout/engine_wait", "rollout/env_wait",
 }  # fmt: skip
 
 

@@ -70,12 +70,15 @@ class Episode:
 class RolloutClock:
     """Seconds in which a rollout waited for the engine, and in which one waited for its environment.
 
-    The two overlap where the engine works while environments do. Beside them, the tokens of all prompts, and those of
-    them that the engine had in its cache.
+    The two overlap where the engine works while environments do. The waits are sums over all rollouts: from each
+    request to its sample, time in the engine's queue included, and from each call of an environment to its answer,
+    until the loop takes it. Beside them, the tokens of all prompts, and those of them that the engine had in its cache.
     """
 
     engine_seconds: float = 0.0
     env_seconds: float = 0.0
+    engine_waits: float = 0.0
+    env_waits: float = 0.0
     prompt_tokens: int = 0
     cached_tokens: int = 0
 
@@ -90,6 +93,7 @@ class _Rollout:
     spent: int = 0  # tokens sampled and observed
     observation: str = ""
     anchor: str = ""
+    waits_since: float = 0.0
     done: bool = False
 
     def stop(self, reason: StopReason) -> None:
@@ -183,6 +187,7 @@ class _Play:
     def _sampled(self, rollout: _Rollout, sample: Sample | Exception) -> None:
         if isinstance(sample, Exception):
             raise sample
+        self._clock.engine_waits += time.perf_counter() - rollout.waits_since
         self._clock.prompt_tokens += len(rollout.context) + len(rollout.prompt.ids)
         self._clock.cached_tokens += sample.cached_tokens
         _add_turn(rollout, sample, self._chat, self._budgets)
@@ -193,6 +198,7 @@ class _Play:
 
     def _observed(self, rollout: _Rollout, result: Any) -> None:
         self._busy -= 1
+        self._clock.env_waits += time.perf_counter() - rollout.waits_since
         if isinstance(result, EpisodeRestarted):
             rollout.trajectory, rollout.context, rollout.spent = Trajectory(task=rollout.episode.task), [], 0
             result = result.observation
@@ -224,6 +230,7 @@ class _Play:
             self._answers.put(lambda: self._observed(rollout, result))
 
         self._busy += 1
+        rollout.waits_since = time.perf_counter()
         self._threads.submit(call)
 
     def _request(self, rollout: _Rollout) -> None:
@@ -234,6 +241,7 @@ class _Play:
             self._budgets.max_turn_tokens,
             turn_seed(rollout.episode.seed, rollout.trajectory),
         )
+        rollout.waits_since = time.perf_counter()
         self._engine.submit(request, lambda sample: self._answers.put(lambda: self._sampled(rollout, sample)))
 
 

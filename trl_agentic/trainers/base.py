@@ -1009,6 +1009,9 @@ class AgenticTrainer(GRPOTrainer):
         metrics["rollout/seconds"] = slowest
         metrics["rollout/engine_seconds"] = max(engine for _, engine, _ in times)
         metrics["rollout/env_seconds"] = max(env for _, _, env in times)
+        waits = gather_object([(clock.engine_waits, clock.env_waits)])
+        metrics["rollout/engine_wait"] = sum(engine for engine, _ in waits) / max(sum(turns), 1)
+        metrics["rollout/env_wait"] = sum(env for _, env in waits) / max(sum(turns), 1)
         tokens = gather_object([(clock.cached_tokens, clock.prompt_tokens)])
         metrics["rollout/cache_hit_rate"] = sum(held for held, _ in tokens) / max(sum(n for _, n in tokens), 1)
         for name, value in metrics.items():

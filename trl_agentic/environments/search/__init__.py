@@ -4,6 +4,7 @@ from .bm25 import BM25Retriever
 from .dense import DenseRetriever
 from .env import SearchEnv, world_retriever
 from .oracle import Oracle, Step, demonstration
+from .policy import small_policy
 from .questions import DATASETS, load_questions
 from .remote import HTTPRetriever
 from .retrieval import Passage, Retriever, load_corpus
@@ -30,5 +31,6 @@ __all__ = [
     "generate_world",
     "load_corpus",
     "load_questions",
+    "small_policy",
     "world_retriever",
 ]

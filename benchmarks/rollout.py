@@ -1,0 +1,334 @@
+"""Rollouts: TRL's environment loop against ours, with the same policy, tasks and sampling engine.
+
+    python benchmarks/rollout.py
+    python benchmarks/rollout.py --engine vllm
+    python benchmarks/rollout.py --quick
+
+A small policy, trained here for a minute, calls a tool until it has counted down to zero. The tool takes its time:
+none, or on average 50 or 500 ms, exponentially distributed. The task says how many turns a rollout has: equally many,
+evenly spread, or long-tailed. Both loops sample from the same model, with `model.generate` or with a vLLM engine in
+their process. Tables and a plot go to docs/results/rollout*.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from matplotlib.figure import Figure
+from tokenizers import AddedToken
+from training_step import turn_counts
+from transformers import PreTrainedTokenizerBase
+from trl import GRPOConfig, GRPOTrainer, chat_template_utils
+
+from trl_agentic import AgenticGRPOConfig, AgenticGRPOTrainer, Trajectory
+from trl_agentic.rollout.engines import Request, Sample
+
+
+ROOT = Path(__file__).resolve().parent.parent
+CONTROL = ["<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
+CALL = '<tool_call>\n{"name": "tick", "arguments": {}}\n</tool_call>'
+PROMPT = [{"role": "user", "content": "Count down to 0 and say Done."}]
+SCENE = "The clock stands on the shelf, its hands move on, and nothing else in the room has changed since."
+MOST = 40  # turns that the policy learns to count
+TURN, CONTEXT = 32, 4096  # tokens
+
+
+class Countdown:
+    """A TRL environment: a tool to call so many times, which takes its time."""
+
+    latency = 0.0  # seconds, on average
+
+    def reset(self, turns: int, number: int, **row: Any) -> str:
+        self.left, self.draw = turns - 1, random.Random(number)
+        return f" Left: {self.left}."
+
+    def tick(self) -> str:
+        """Counts down by one."""
+        if self.latency:
+            time.sleep(self.draw.expovariate(1 / self.latency))
+        self.left -= 1
+        return f"{SCENE} Left: {self.left}."
+
+
+class Load(NamedTuple):
+    """What to play."""
+
+    lengths: str  # "equal", "uniform" or "long-tailed"
+    environments: int
+    turns: int  # of the longest
+    latency: float  # seconds
+
+    def rows(self) -> list[dict[str, Any]]:
+        n = self.environments
+        counts = [self.turns] * n if self.lengths == "equal" else turn_counts(self.lengths, n, self.turns)
+        random.Random(0).shuffle(counts)
+        return [{"prompt": PROMPT, "turns": turns, "number": number} for number, turns in enumerate(counts)]
+
+
+def build_policy(folder: Path, updates: int) -> None:
+    """A Qwen3 that plays the countdown, with TRL's template for Qwen3."""
+    sys.path.insert(0, str(ROOT / "recipes"))
+    from small_policy import build_model, build_tokenizer
+
+    words = [SCENE, CALL, "Done.", PROMPT[0]["content"], *(f" Left: {k}." for k in range(MOST))]
+    words.append(chat_template_utils.qwen3_chat_template)
+    tokenizer = build_tokenizer(words * 3, vocab_size=2048)
+    tokenizer.add_tokens([AddedToken(text, special=text.startswith("<|")) for text in CONTROL])
+    tokenizer.eos_token, tokenizer.chat_template = "<|im_end|>", chat_template_utils.qwen3_chat_template
+    torch.manual_seed(0)
+    model = build_model(tokenizer, hidden_size=96, num_layers=2)
+    draw = random.Random(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for update in range(updates):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1.0, (update + 1) / 20) * (1 - update / updates)
+        batch = tokenizer([_episode(tokenizer, draw) for _ in range(8)], padding=True, return_tensors="pt")
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        loss = model(**batch, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _episode(tokenizer: PreTrainedTokenizerBase, draw: random.Random) -> str:
+    """The text of some turns in the middle of an episode, or of its end."""
+    left = draw.randrange(MOST)
+    messages: list[dict[str, Any]] = [{"role": "user", "content": f"{PROMPT[0]['content']} Left: {left}."}]
+    for _ in range(3):
+        if left == 0:
+            messages.append({"role": "assistant", "content": "Done."})
+            break
+        left -= 1
+        messages += [
+            {"role": "assistant", "content": CALL},
+            {"role": "tool", "content": f"{SCENE} Left: {left}."},
+        ]
+    text: str = tokenizer.apply_chat_template(messages, tools=[Countdown().tick], tokenize=False)
+    return text
+
+
+class TRLTrainer(GRPOTrainer):
+    """TRL's own trainer, which tells how long its loop took."""
+
+    def _generate(self, prompts: Any) -> Any:
+        started = time.perf_counter()
+        output = super()._generate(prompts)
+        self.seconds = time.perf_counter() - started
+        self.turns = sum(sum(message["role"] == "assistant" for message in completion) for completion in output[3])
+        return output
+
+
+class Loop:
+    """One of the two trainers with the policy."""
+
+    def __init__(self, name: str, policy: Path, folder: Path, engine: str, environments: int):
+        options: dict[str, Any] = {
+            "output_dir": str(folder), "use_cpu": not torch.cuda.is_available(), "bf16": False, "report_to": "none",
+            "disable_tqdm": True, "save_strategy": "no", "max_steps": 1, "num_generations": 2, "temperature": 0.01,
+            "per_device_train_batch_size": environments, "max_completion_length": CONTEXT - 512,
+            "gradient_checkpointing": False, "beta": 0.0,
+        }  # fmt: skip
+        if engine == "vllm":
+            options |= {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": CONTEXT}
+        rows = Dataset.from_list(Load("equal", environments, 2, 0.0).rows())
+        self.is_ours = name == "ours"
+        self.trainer: Any = (
+            AgenticGRPOTrainer(
+                str(policy), args=AgenticGRPOConfig(**options, max_turns=MOST, max_turn_tokens=TURN),
+                train_dataset=rows, environment_factory=Countdown,
+            )
+            if self.is_ours
+            else TRLTrainer(
+                str(policy), lambda completions, **_: [0.0] * len(completions), GRPOConfig(**options), rows,
+                environment_factory=Countdown,
+            )
+        )  # fmt: skip
+
+    def play(self, load: Load) -> dict[str, float]:
+        """Turns a second; of ours also those of the engine alone.
+
+        Raises:
+            RuntimeError: the policy miscounted, so that the work is not what it should be.
+        """
+        Countdown.latency = load.latency
+        rows = load.rows()
+        if self.is_ours:
+            started = time.perf_counter()
+            played = self.trainer.rollout(rows, temperature=0.01)
+            seconds, turns = time.perf_counter() - started, sum(len(t.turns) for t in played)
+        else:
+            self.trainer.model.train()
+            with torch.no_grad():
+                self.trainer._generate_and_score_completions(rows)
+            seconds, turns = self.trainer.seconds, self.trainer.turns
+        expected = sum(row["turns"] for row in rows)
+        if turns != expected:
+            raise RuntimeError(f"The policy played {turns} turns of {expected}: it has not learned to count.")
+        rates = {"rate": turns / seconds}
+        if self.is_ours and self.trainer.use_vllm and not load.latency:
+            rates["saturated"] = turns / self.saturated(played)
+        return rates
+
+    def saturated(self, played: list[Trajectory]) -> float:
+        """Seconds that the engine takes for all turns of these rollouts, their prompts known beforehand."""
+        requests = []
+        for trajectory in played:
+            context: list[int] = []
+            for turn in trajectory.turns:
+                context = context + turn.prompt_ids
+                requests.append(Request(len(requests), context, TURN, seed=len(requests)))
+                context = context + turn.action_ids
+        self.trainer.vllm_generation.llm.reset_prefix_cache()
+        samples: list[Sample | Exception] = []
+        started = time.perf_counter()
+        with self.trainer._engine(0.01) as engine:
+            for request in requests:
+                engine.submit(request, samples.append)
+            while len(samples) < len(requests):
+                engine.step(len(requests) - len(samples), 0)
+        for sample in samples:
+            if isinstance(sample, Exception):
+                raise sample
+        return time.perf_counter() - started
+
+
+def loads(quick: bool) -> dict[str, list[Load]]:
+    """What to play, by the part of the report."""
+    if quick:
+        return {"lengths and latencies": [Load("long-tailed", 8, 8, latency) for latency in (0.0, 0.05)]}
+    return {
+        "lengths and latencies": [
+            Load(lengths, 64, 16, latency) for lengths in ("uniform", "long-tailed") for latency in (0.0, 0.05, 0.5)
+        ],
+        "environments": [Load("long-tailed", n, 16, 0.05) for n in (8, 16, 32, 64, 128, 256)],
+        "turns": [Load("equal", 32, n, 0.0) for n in (2, 4, 8, 16, 32)],
+    }
+
+
+def measure(name: str, policy: Path, engine: str, quick: bool) -> dict[str, list[dict[str, float]]]:
+    """All that one of the loops plays, in this process."""
+    if engine == "vllm" and not torch.cuda.is_available():
+        _prepare_vllm_for_cpu()
+    parts = loads(quick)
+    most = max(load.environments for part in parts.values() for load in part)
+    with tempfile.TemporaryDirectory() as folder:
+        loop = Loop(name, policy, Path(folder), engine, most)
+        loop.play(Load("equal", 2, 2, 0.0))  # the first of its kind: not timed
+        return {part: [loop.play(load) for load in listed] for part, listed in parts.items()}
+
+
+def _prepare_vllm_for_cpu() -> None:
+    sys.path.insert(0, str(ROOT))
+    import pytest
+
+    from tests.vllm.cpu import ENVIRONMENT, patch_trl
+
+    os.environ |= ENVIRONMENT
+    patch_trl(pytest.MonkeyPatch())
+
+
+def table(part: list[Load], results: dict[str, list[dict[str, float]]]) -> str:
+    """One line a load."""
+    theirs, ours = results["TRL"], results["ours"]
+    is_vllm = any("saturated" in rates for rates in ours)
+    head = ["turns a rollout", "environments", "latency", "TRL, turns/s", "ours, turns/s", "ours / TRL"]
+    head += ["share of the engine alone"] * is_vllm
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for load, trl, own in zip(part, theirs, ours, strict=True):
+        count = str(load.turns) if load.lengths == "equal" else f"{load.lengths}, up to {load.turns}"
+        cells = [count, str(load.environments), f"{1000 * load.latency:.0f} ms", f"{trl['rate']:.1f}"]
+        cells += [f"{own['rate']:.1f}", f"{own['rate'] / trl['rate']:.1f}x"]
+        if is_vllm:
+            cells.append(f"{own['rate'] / own['saturated']:.0%}" if "saturated" in own else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(parts: dict[str, list[Load]], results: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> None:
+    """Turns a second against the number of environments, and seconds a turn against the number of turns."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name in ("TRL", "ours"):
+        rates = [result["rate"] for result in results[name]["environments"]]
+        left.plot([load.environments for load in parts["environments"]], rates, "o-", label=name)
+        costs = [1000 / result["rate"] for result in results[name]["turns"]]
+        right.plot([load.turns for load in parts["turns"]], costs, "o-", label=name)
+    left.set(xlabel="environments (long-tailed, 50 ms)", ylabel="turns / s", xscale="log", yscale="log")
+    right.set(xlabel="turns of every rollout (32 environments, 0 ms)", ylabel="ms / turn", ylim=(0, None))
+    left.set_xticks([8, 16, 32, 64, 128, 256], ["8", "16", "32", "64", "128", "256"])
+    left.minorticks_off()
+    left.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
+    parser.add_argument("--quick", action="store_true", help="two small loads, printed only")
+    parser.add_argument("--updates", type=int, default=150, help="updates that teach the policy to count")
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--measure", nargs=3, metavar=("LOOP", "POLICY", "JSON"), help="one loop alone, to a file")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        loop, policy, path = arguments.measure
+        Path(path).write_text(json.dumps(measure(loop, Path(policy), arguments.engine, arguments.quick)))
+        return
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        policy, path = Path(folder) / "policy", Path(folder) / "results.json"
+        build_policy(policy, arguments.updates)
+        for name in ("TRL", "ours"):
+            options = ["--engine", arguments.engine, *["--quick"] * arguments.quick]
+            subprocess.run([sys.executable, __file__, *options, "--measure", name, str(policy), str(path)], check=True)
+            results[name] = json.loads(path.read_text())
+            print(name, results[name], flush=True)
+    parts = loads(arguments.quick)
+    tables = {part: table(listed, {name: results[name][part] for name in results}) for part, listed in parts.items()}
+    text = "\n\n".join(tables.values())
+    print(f"\n{text}")
+    if not arguments.quick:
+        name = "rollout" if arguments.engine == "transformers" else "rollout_vllm"
+        plot(parts, results, arguments.output_dir / f"{name}.png")
+        (arguments.output_dir / f"{name}.md").write_text(report(arguments.engine, name, text))
+
+
+def report(engine: str, name: str, tables: str) -> str:
+    version = metadata.version(engine)
+    sampler = {
+        "transformers": f"`model.generate` of transformers {version}",
+        "vllm": f"vLLM {version} in the trainer's process (colocate)",
+    }[engine]
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
+    return f"""# Rollouts: TRL's loop against ours, {engine}
+
+`python benchmarks/rollout.py --engine {engine}`: the `environment_factory` loop of TRL
+{metadata.version("trl")} and ours play the same tasks with the same policy, a small Qwen3 that calls a tool until
+it has counted down. Both sample with {sampler}, on
+{platform.machine()} with {machine}. A tool call takes its latency on average, exponentially distributed.
+
+{tables}
+
+TRL calls the tools of a turn one after another and waits for all of them; ours works on with those that have answered.
+"Share of the engine alone" compares with the same turns when all of their prompts are known beforehand.
+
+![Turns a second by the number of environments; milliseconds a turn by the number of turns]({name}.png)
+"""
+
+
+if __name__ == "__main__":
+    main()
