@@ -50,6 +50,7 @@ class Course(NamedTuple):
     goals: int
     learning_rate: float
     forgets: float = 0.0
+    glances: float = 0.0
     observations: bool = False  # in the loss, too
 
 
@@ -78,13 +79,14 @@ class WarmStartArguments:
     def courses(self) -> list[Course]:
         """Copying, acting, forgetting.
 
-        Every page repeats the instruction: predicting the pages teaches a small model to copy, which it needs before
-        it can search for what it reads and click on what it sees. Then the loss is on actions alone. The last course
+        Every page repeats the instruction, and who comes back from a product sees the same list again: predicting
+        the pages teaches a small model to copy, which it needs before it can search for what it reads and click on
+        what it sees. Then the loss is on actions alone. The last course
         is short and imitates a shopper who forgets to choose options: a habit that imitation keeps and that
         reinforcement learning finds costly.
         """
         return [
-            Course("copying", round(8000 * self.scale), 3e-3, observations=True),
+            Course("copying", round(6000 * self.scale), 3e-3, glances=1.0, observations=True),
             Course("acting", round(6400 * self.scale), 2e-3),
             Course("forgetting", round(1200 * self.scale), 1e-3, forgets=self.forgets),
         ]
@@ -98,7 +100,8 @@ def play(first_shop: int, course: Course, seed: int) -> list[list[ShownTurn]]:
         if goal == 0:
             engine = WebShopEngine(WebShopCatalogue.generate(seed=first_shop + shop))
         draw = random.Random(f"{seed} {first_shop + shop} {goal}")
-        played.append([ShownTurn(*step) for step in quick_demonstration(engine, goal, draw, course.forgets)])
+        steps = quick_demonstration(engine, goal, draw, course.forgets, course.glances)
+        played.append([ShownTurn(*step) for step in steps])
     return played
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -38,35 +39,58 @@ def model(cpu: None, tiny_model_dir: Callable[..., Path]) -> Path:
     return tiny_model_dir("qwen3", hidden_size=64, max_position_embeddings=1024)
 
 
-@pytest.fixture(scope="session")
-def serve(cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
-    """`serve(model, *flags)` -> URL of a server, started by `trl-agentic serve` and stopped at the end."""
-    running: list[subprocess.Popen[bytes]] = []
+class Servers:
+    """Starts servers by `trl-agentic serve`: `serve(model, *flags)` -> URL."""
 
-    def start(model: Path, *flags: str, backend: str = "disk", development: bool = True) -> str:
+    def __init__(self, folder: pytest.TempPathFactory):
+        self._folder = folder
+        self._running: dict[str, tuple[subprocess.Popen[bytes], list[str]]] = {}
+
+    def __call__(self, model: Path, *flags: str, backend: str = "disk") -> str:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        log = tmp_path_factory.mktemp("server") / "log.txt"
         command = [sys.executable, "-m", "trl_agentic", "serve", str(model), "--port", str(port)]
+        url = f"http://127.0.0.1:{port}"
+        self._start(url, [*command, "--backend", backend, *CPU_FLAGS, *flags])
+        return url
+
+    def kill(self, url: str) -> None:
+        server, _ = self._running[url]
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait(timeout=60)
+
+    def start_again(self, url: str) -> None:
+        """Starts a server that was killed, with the weights of its checkpoint."""
+        self._start(url, self._running[url][1])
+
+    def stop(self) -> None:
+        for server, _ in self._running.values():
+            server.terminate()
+        for server, _ in self._running.values():
+            server.wait(timeout=60)
+
+    def _start(self, url: str, command: list[str]) -> None:
+        log = self._folder.mktemp("server") / "log.txt"
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         with log.open("wb") as out:
             server = subprocess.Popen(
-                [*command, "--backend", backend, *CPU_FLAGS, *flags],
+                command,
                 env=os.environ | {"PYTHONPATH": str(ROOT), "PATH": path},
                 stdout=out,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
-        running.append(server)
-        url = f"http://127.0.0.1:{port}"
+        self._running[url] = server, command
         _wait(url, server, log)
-        return url
 
-    yield start
-    for server in running:
-        server.terminate()
-    for server in running:
-        server.wait(timeout=60)
+
+@pytest.fixture(scope="session")
+def serve(cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Starts servers; they are stopped at the end."""
+    servers = Servers(tmp_path_factory)
+    yield servers
+    servers.stop()
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 
 from tests.toys import Corridor
 from tests.trainers.small import history, small_config, tasks
-from trl_agentic import GAGPOConfig, GAGPOTrainer
+from tests.vllm.conftest import Servers
+from trl_agentic import GAGPOConfig, GAGPOTrainer, StepResult
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +87,67 @@ def test_the_gap_shows_weights_that_were_not_sent(model: Path, server: str, tmp_
     assert gaps[0] < 1e-4 and min(gaps[1:]) > 1e-2
 
 
-def test_two_servers_share_the_rollouts(model: Path, serve: Callable[..., str], server: str, tmp_path: Path):
+class Killer(Corridor):
+    """Before the first step in which `armed` is set, `strike` is called."""
+
+    armed = threading.Event()
+    strike: Callable[[], None]
+
+    def step(self, action: str) -> StepResult:
+        if self.armed.is_set():
+            self.armed.clear()
+            Killer.strike()
+        return super().step(action)
+
+
+class KilledBetween(TrainerCallback):
+    """Strikes after the first step, and arms the environments for the third."""
+
+    def __init__(self, serve: Servers, url: str):
+        self.serve, self.url = serve, url
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            self.serve.kill(self.url)
+            self.serve.start_again(self.url)
+        if state.global_step == 2:
+            Killer.armed.set()
+
+
+def test_a_server_that_is_started_anew_gets_the_weights_again(
+    model: Path, serve: Servers, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Between two steps, and in the midst of the rollouts of the third, which go on."""
+    url = serve(model)
+
+    def strike() -> None:
+        serve.kill(url)
+        threading.Thread(target=serve.start_again, args=[url]).start()
+
+    Killer.strike = strike
+    args = small_config(GAGPOConfig, tmp_path, learning_rate=1e-2, **options("server", url))
+    run = GAGPOTrainer(
+        str(model),
+        args=args,
+        train_dataset=tasks(),
+        environment_factory=Killer,
+        callbacks=[KilledBetween(serve, url)],
+    )
+    run.train()
+    assert not Killer.armed.is_set() and caplog.text.count("has been started anew: the weights are sent") == 2
+    assert max(history(run, "sampling/sampling_logp_difference/max")) < 1e-4
+
+    def in_secret() -> None:  # nobody's request is broken off
+        serve.kill(url)
+        serve.start_again(url)
+
+    Killer.strike = in_secret
+    Killer.armed.set()
+    with pytest.raises(RuntimeError, match="was started anew during the rollouts.*`resume_from_checkpoint`"):
+        run.rollout([{"length": 3}])
+
+
+def test_two_servers_share_the_rollouts(model: Path, serve: Servers, server: str, tmp_path: Path):
     other = serve(model)
     both = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_urls": [server, other]}
     run = trainer(model, tmp_path, **both)

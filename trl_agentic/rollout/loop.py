@@ -72,7 +72,7 @@ class RolloutClock:
 
     The two overlap where the engine works while environments do. The waits are sums over all rollouts: from each
     request to its sample, time in the engine's queue included, and from each call of an environment to its answer,
-    until the loop takes it. Beside them, the tokens of all prompts, and those of them that the engine had in its cache.
+    until the loop takes it. Beside them, the tokens of all prompts, and those that the engine had in its cache.
     """
 
     engine_seconds: float = 0.0

@@ -62,7 +62,7 @@ from trl_agentic.trainers.saving import (
     save_generation,
 )
 from trl_agentic.trainers.stopping import StopOnSignal
-from trl_agentic.trainers.vllm import check_served_model, check_vllm, served_models, server_urls
+from trl_agentic.trainers.vllm import check_served_model, check_vllm, served_models, server_start, server_urls
 from trl_agentic.turns import spread_to_tokens, turn_batch, turn_record
 from trl_agentic.types import StopReason, Trajectory, TurnBatch
 
@@ -313,6 +313,7 @@ class AgenticTrainer(GRPOTrainer):
     def _connect_servers(self) -> None:
         """Checks what the servers serve, and joins those beside the first, which TRL joined, for weight transfer."""
         urls = server_urls(self.args)
+        self._server_starts = [self._server_start(url) for url in urls]
         if not self.accelerator.is_main_process:
             self._vllm_clients = [None] * len(urls)
             return
@@ -533,6 +534,8 @@ class AgenticTrainer(GRPOTrainer):
         if self.use_vllm:
             with self._vllm_awake(), closing(self._vllm_engine(sampling)) as engine:
                 yield engine
+                if self.vllm_mode == "server":
+                    self._check_servers()
             return
         with (
             unwrap_model_for_generation(
@@ -575,10 +578,41 @@ class AgenticTrainer(GRPOTrainer):
         if self.vllm_mode == "colocate":
             self.vllm_generation.sync_weights()
             return
-        for client in reversed(self._vllm_clients):  # the first one stays
-            self.vllm_generation.vllm_client = client
-            self.vllm_generation.sync_weights()
+        for i in reversed(range(len(self._vllm_clients))):  # TRL's own client comes last and stays
+            self._send_weights_to(i)
         self.accelerator.wait_for_everyone()  # only the first process sends, and all go on to sample
+
+    def _send_weights_to(self, i: int) -> None:
+        """Sends the weights to a server, which may have been started anew: then it has to be joined again."""
+        client, url = self._vllm_clients[i], server_urls(self.args)[i]
+        known, self._server_starts[i] = self._server_starts[i], self._server_start(url)
+        if client is not None and self._server_starts[i] != known:
+            logger.warning("The vLLM server at %s has been started anew: the weights are sent to it again.", url)
+            client.close_communicator()
+            client.init_communicator(device=self.accelerator.device)
+        self.vllm_generation.vllm_client = client
+        self.vllm_generation.sync_weights()
+
+    def _server_start(self, url: str) -> float | None:
+        return server_start(url, self.args, _name_of(self.model))
+
+    @torch.no_grad()
+    def _welcome_back(self, url: str) -> None:
+        """A server broke off a request and answers again: if it was started anew, it gets the weights."""
+        i = server_urls(self.args).index(url)
+        if self._server_start(url) != self._server_starts[i]:
+            self._send_weights_to(i)
+            self.vllm_generation.vllm_client = self._vllm_clients[0]
+
+    def _check_servers(self) -> None:
+        """Fails if a server was started anew between two requests, and so sampled with other weights."""
+        for url, start in zip(server_urls(self.args), self._server_starts, strict=True):
+            if self._server_start(url) != start:
+                raise RuntimeError(
+                    f"The vLLM server at {url} was started anew during the rollouts, and sampled with the weights of "
+                    "its checkpoint. Nothing was trained on them: go on from the last checkpoint "
+                    "(`resume_from_checkpoint`)."
+                )
 
     def _vllm_engine(self, sampling: Sampling) -> VLLMServerEngine | VLLMColocateEngine:
         extra = dict(self.args.generation_kwargs or {})
@@ -588,7 +622,12 @@ class AgenticTrainer(GRPOTrainer):
                 extra["structured_outputs"] = {"regex": regex}
             urls = server_urls(self.args)
             name = served_models(urls[:1])[0]["id"]
-            return VLLMServerEngine(urls, name, self.eos_token_ids, sampling, extra, step)
+            # With several processes, sending weights is the work of all of them, which are busy with their rollouts.
+            on_return = self._welcome_back if self.accelerator.num_processes == 1 else None
+            patience = self.args.vllm_server_timeout
+            return VLLMServerEngine(
+                urls, name, self.eos_token_ids, sampling, extra, step, patience=patience, on_return=on_return
+            )
         if regex is not None:
             from vllm.sampling_params import StructuredOutputsParams
 

@@ -59,6 +59,25 @@ def served_models(urls: list[str]) -> list[dict[str, Any]]:
     return [_get(f"{url}/v1/models").json()["data"][0] for url in urls]
 
 
+def server_start(url: str, args: AgenticConfig, model: str) -> float | None:
+    """When a server's process began, in seconds since 1970; `None` if it does not tell. Another time than before means
+    that it was started anew, with the weights of its checkpoint.
+
+    Args:
+        url: its base URL.
+        args: arguments of the trainer.
+        model: name of the policy, for the command in the message.
+
+    Raises:
+        ConnectionError: it does not answer within `vllm_server_timeout` seconds.
+    """
+    _wait_until_up(url, args.vllm_server_timeout, _line(url, args, model))
+    for line in _get(f"{url}/metrics").text.splitlines():
+        if line.startswith("process_start_time_seconds"):
+            return float(line.split()[-1])
+    return None
+
+
 def check_served_model(
     urls: list[str], args: AgenticConfig, config: Any, tokenizer: PreTrainedTokenizerBase, model: str
 ) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any
 
 from trl_agentic.rollout.engines.base import Done, Request, Sample, Sampling
@@ -16,8 +19,9 @@ class VLLMServerEngine:
     """Every turn is a request of its own to `/v1/completions`: ids in, ids and log-probabilities out.
 
     The turns of a rollout go to the same server, where its context is in the prefix cache. Nothing here is a
-    collective operation: processes that share a server may take different numbers of turns. A request that fails for
-    want of a connection, or with status 500 to 504, is sent again.
+    collective operation: processes that share a server may take different numbers of turns. A request that fails with
+    status 500 to 504 is sent again. If a connection fails, the server may have lost the weights that it was sent: its
+    requests wait until it answers and `on_return` has seen to them, and are sent again then.
 
     Args:
         urls (`list[str]`):
@@ -36,6 +40,11 @@ class VLLMServerEngine:
             Requests of this process that may be on their way at a time.
         attempts (`int`, *optional*, defaults to `6`):
             Times that a request is sent before its failure ends the rollouts, with pauses of 0, 1, 2, 4 ... seconds.
+        patience (`float`, *optional*, defaults to `240.0`):
+            Seconds to wait for a server that does not answer.
+        on_return (`Callable[[str], None]`, *optional*):
+            Called with the base URL of a server that answers again, in another thread, before it gets a request. If
+            `None`, a connection that fails ends the rollouts.
     """
 
     def __init__(
@@ -48,12 +57,18 @@ class VLLMServerEngine:
         policy_step: int | None = None,
         concurrency: int = 256,
         attempts: int = 6,
+        patience: float = 240.0,
+        on_return: Callable[[str], None] | None = None,
     ):
         import requests
         from requests.adapters import HTTPAdapter
         from urllib3.util.retry import Retry
 
-        self._urls = [url.rstrip("/") + "/v1/completions" for url in urls]
+        self._urls = [url.rstrip("/") for url in urls]
+        self._locks = [Lock() for _ in urls]
+        self._returns = [0] * len(urls)  # how often each has come back
+        self._attempts, self._patience, self._on_return = attempts, patience, on_return
+        self._closed = False
         self._eos_token_ids = frozenset(eos_token_ids)
         self._policy_step = policy_step
         self._common = {
@@ -65,6 +80,8 @@ class VLLMServerEngine:
         # A request has a seed, so that sending it twice is harmless.
         retry = Retry(
             total=attempts - 1,
+            connect=0,
+            read=0,
             backoff_factor=0.5,
             status_forcelist=(500, 502, 503, 504),
             allowed_methods=None,
@@ -85,6 +102,7 @@ class VLLMServerEngine:
 
     def close(self) -> None:
         """Drops requests that have not been sent, and the connections."""
+        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._session.close()
 
@@ -95,14 +113,15 @@ class VLLMServerEngine:
             done(error)
 
     def _sample(self, request: Request) -> Sample:
-        url = self._urls[request.rollout % len(self._urls)]
+        server = request.rollout % len(self._urls)
+        url = self._urls[server]
         body = {
             **self._common,
             "prompt": request.prompt_ids,
             "max_tokens": request.max_new_tokens,
             "seed": request.seed,
         }
-        response = self._session.post(url, json=body, timeout=_TIMEOUT)
+        response = self._post(server, body)
         if response.status_code != 200:
             raise RuntimeError(f"The vLLM server at {url} answered {response.status_code}: {response.text[:2000]}")
         answer = response.json()
@@ -117,6 +136,46 @@ class VLLMServerEngine:
             cached_tokens=details.get("cached_tokens") or 0,
             policy_step=self._policy_step,
         )
+
+    def _post(self, server: int, body: dict[str, Any]) -> Any:
+        import requests
+
+        while True:
+            returns = self._returns[server]
+            try:
+                return self._session.post(f"{self._urls[server]}/v1/completions", json=body, timeout=_TIMEOUT)
+            except requests.ConnectionError as error:
+                with self._locks[server]:
+                    if self._returns[server] == returns:  # the first to notice
+                        self._bring_back(server, error)
+                        self._returns[server] += 1
+
+    def _bring_back(self, server: int, error: Exception) -> None:
+        url = self._urls[server]
+        if self._on_return is None or self._returns[server] >= self._attempts:
+            raise ConnectionError(
+                f"The vLLM server at {url} broke off a request. It may have lost the weights that it was sent. Once "
+                "it is back, go on from the last checkpoint (`resume_from_checkpoint`)."
+            ) from error
+        deadline = time.monotonic() + self._patience
+        while not _is_up(url):
+            if self._closed or time.monotonic() >= deadline:
+                raise ConnectionError(
+                    f"The vLLM server at {url} went away and did not answer again within {self._patience:g} seconds "
+                    "(`vllm_server_timeout`). Start it again, and go on from the last checkpoint "
+                    "(`resume_from_checkpoint`)."
+                ) from error
+            time.sleep(0.5)
+        self._on_return(url)
+
+
+def _is_up(url: str) -> bool:
+    import requests
+
+    try:
+        return requests.get(f"{url}/health", timeout=10).status_code == 200
+    except requests.RequestException:
+        return False
 
 
 def request_parameters(sampling: Sampling, eos_token_ids: list[int]) -> dict[str, Any]:
