@@ -4,7 +4,7 @@
     python benchmarks/rollout.py --engine vllm
     python benchmarks/rollout.py --quick
 
-A small policy, trained here for a minute, calls a tool until it has counted down to zero. The tool takes its time:
+A small policy, trained here for a few minutes, calls a tool until it has counted down to zero. The tool takes time:
 none, or on average 50 or 500 ms, exponentially distributed. The task says how many turns a rollout has: equally many,
 evenly spread, or long-tailed. Both loops sample from the same model, with `model.generate` or with a vLLM engine in
 their process. Tables and a plot go to docs/results/rollout*.
@@ -46,6 +46,10 @@ MOST = 40  # turns that the policy learns to count
 TURN, CONTEXT = 32, 4096  # tokens
 
 
+def told(left: int) -> str:
+    return f"Left: {left}." if left else "Time is up!"
+
+
 class Countdown:
     """A TRL environment: a tool to call so many times, which takes its time."""
 
@@ -53,14 +57,14 @@ class Countdown:
 
     def reset(self, turns: int, number: int, **row: Any) -> str:
         self.left, self.draw = turns - 1, random.Random(number)
-        return f" Left: {self.left}."
+        return f" {told(self.left)}"
 
     def tick(self) -> str:
         """Counts down by one."""
         if self.latency:
             time.sleep(self.draw.expovariate(1 / self.latency))
         self.left -= 1
-        return f"{SCENE} Left: {self.left}."
+        return f"{SCENE} {told(self.left)}"
 
 
 class Load(NamedTuple):
@@ -79,44 +83,63 @@ class Load(NamedTuple):
 
 
 def build_policy(folder: Path, updates: int) -> None:
-    """A Qwen3 that plays the countdown, with TRL's template for Qwen3."""
+    """A Qwen3 that plays the countdown, with TRL's template for Qwen2.5."""
     sys.path.insert(0, str(ROOT / "recipes"))
     from small_policy import build_model, build_tokenizer
 
-    words = [SCENE, CALL, "Done.", PROMPT[0]["content"], *(f" Left: {k}." for k in range(MOST))]
-    words.append(chat_template_utils.qwen3_chat_template)
+    words = [SCENE, CALL, "Done.", PROMPT[0]["content"], *(f" {told(k)}" for k in range(MOST))]
+    words.append(chat_template_utils.qwen2_5_chat_template)
     tokenizer = build_tokenizer(words * 3, vocab_size=2048)
     tokenizer.add_tokens([AddedToken(text, special=text.startswith("<|")) for text in CONTROL])
-    tokenizer.eos_token, tokenizer.chat_template = "<|im_end|>", chat_template_utils.qwen3_chat_template
+    tokenizer.eos_token, tokenizer.chat_template = "<|im_end|>", chat_template_utils.qwen2_5_chat_template
     torch.manual_seed(0)
-    model = build_model(tokenizer, hidden_size=96, num_layers=2)
+    model = build_model(tokenizer, hidden_size=64, num_layers=2)
     draw = random.Random(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    recent = [1.0] * 10
     for update in range(updates):
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (update + 1) / 20) * (1 - update / updates)
-        batch = tokenizer([_episode(tokenizer, draw) for _ in range(8)], padding=True, return_tensors="pt")
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        optimizer.param_groups[0]["lr"] = 4e-3 * min(1.0, (update + 1) / 20)
+        batch = tokenizer([_episode(tokenizer, draw) for _ in range(4)], padding=True, return_tensors="pt")
+        labels = torch.tensor([_answers(tokenizer, ids) for ids in batch["input_ids"].tolist()])
         loss = model(**batch, labels=labels).loss
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        recent = [*recent[1:], loss.item()]
+        if update % 50 == 49:
+            print(f"The policy learns to count: update {update + 1}, loss {max(recent):.4f}", flush=True)
+        if max(recent) < 3e-3:
+            break
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
+def _answers(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """The ids of the policy's answers, -100 elsewhere."""
+    opening = tokenizer("<|im_start|>assistant")["input_ids"]
+    labels, speaking = [], False
+    for i, token in enumerate(ids):
+        labels.append(token if speaking else -100)
+        if token == tokenizer.eos_token_id:
+            speaking = False
+        elif ids[i - len(opening) + 1 : i + 1] == opening:
+            speaking = True
+    return labels
+
+
 def _episode(tokenizer: PreTrainedTokenizerBase, draw: random.Random) -> str:
-    """The text of some turns in the middle of an episode, or of its end."""
-    left = draw.randrange(MOST)
-    messages: list[dict[str, Any]] = [{"role": "user", "content": f"{PROMPT[0]['content']} Left: {left}."}]
-    for _ in range(3):
+    """The text of some turns in the middle of an episode, or, in half of the cases, of its end."""
+    left = draw.randrange(draw.choice([3, MOST]))
+    messages: list[dict[str, Any]] = [{"role": "user", "content": f"{PROMPT[0]['content']} {told(left)}"}]
+    for _ in range(draw.choice([3, 3, 10, MOST])):
         if left == 0:
             messages.append({"role": "assistant", "content": "Done."})
             break
         left -= 1
         messages += [
             {"role": "assistant", "content": CALL},
-            {"role": "tool", "content": f"{SCENE} Left: {left}."},
+            {"role": "tool", "content": f"{SCENE} {told(left)}"},
         ]
     text: str = tokenizer.apply_chat_template(messages, tools=[Countdown().tick], tokenize=False)
     return text
@@ -280,7 +303,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
     parser.add_argument("--quick", action="store_true", help="two small loads, printed only")
-    parser.add_argument("--updates", type=int, default=150, help="updates that teach the policy to count")
+    parser.add_argument("--updates", type=int, default=1000, help="the most updates that teach the policy")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
     parser.add_argument("--measure", nargs=3, metavar=("LOOP", "POLICY", "JSON"), help="one loop alone, to a file")
     arguments = parser.parse_args()
