@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def small_policy() -> Path:
-    """Folder of a Qwen3 checkpoint of 1.3 million parameters that has imitated the scripted [`Oracle`].
+    """Folder of a Qwen3 checkpoint of 0.9 million parameters that has imitated the scripted [`Oracle`].
 
     In the end the oracle was in haste: it answered with what it found first, a habit for training to remove.
 
