@@ -1,0 +1,52 @@
+"""The parts of the rollout benchmark that need no training."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def rollout(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    sys.modules.pop("rollout", None)
+    import rollout as module
+
+    return module
+
+
+def test_the_countdown(rollout: Any):
+    clock = rollout.Countdown()
+    assert clock.reset(turns=3, number=0) == " Left: 2."
+    assert clock.tick().endswith(" Left: 1.") and clock.tick().endswith(" Time is up!")
+    assert rollout.Countdown().reset(turns=1, number=0) == " Time is up!"
+
+
+@pytest.mark.parametrize("lengths", ["equal", "uniform", "long-tailed"])
+def test_loads(lengths: str, rollout: Any):
+    load = rollout.Load(lengths, 64, 16, 0.0)
+    counts = [row["turns"] for row in load.rows()]
+    assert len(counts) == 64 and max(counts) == 16 and counts == [row["turns"] for row in load.rows()]
+    mean = sum(counts) / 64
+    assert {"equal": mean == 16, "uniform": 9 < mean < 11, "long-tailed": 1.5 < mean < 4}[lengths]
+
+
+def test_the_table(rollout: Any):
+    part = [rollout.Load("equal", 32, 4, 0.0), rollout.Load("long-tailed", 8, 16, 0.5)]
+    results = {"TRL": [{"rate": 2.0}, {"rate": 1.0}], "ours": [{"rate": 5.0}, {"rate": 10.0}]}
+    lines = rollout.table(part, results).splitlines()
+    assert lines[2:] == [
+        "| 4 | 32 | 0 ms | 2.0 | 5.0 | 2.5x |",
+        "| long-tailed, up to 16 | 8 | 500 ms | 1.0 | 10.0 | 10.0x |",
+    ]
+    results["ours"][0]["saturated"] = 6.25
+    assert rollout.table(part, results).splitlines()[2:] == [
+        "| 4 | 32 | 0 ms | 2.0 | 5.0 | 2.5x | 80% |",
+        "| long-tailed, up to 16 | 8 | 500 ms | 1.0 | 10.0 | 10.0x |  |",
+    ]
