@@ -8,10 +8,35 @@ from typing import Any, TypeVar
 import torch
 from datasets import Dataset
 
-from trl_agentic import AgenticConfig, AgenticTrainer
+from trl_agentic import (
+    A2TGPOConfig,
+    A2TGPOTrainer,
+    AgenticConfig,
+    AgenticGRPOConfig,
+    AgenticGRPOTrainer,
+    AgenticRLOOConfig,
+    AgenticRLOOTrainer,
+    AgenticTrainer,
+    GAGPOConfig,
+    GAGPOTrainer,
+    GiGPOConfig,
+    GiGPOTrainer,
+    IGPOConfig,
+    IGPOTrainer,
+)
 
 
 ConfigT = TypeVar("ConfigT", bound=AgenticConfig)
+
+# Every rule's trainer, config and paper.
+TRAINERS: dict[str, tuple[Any, Any, str]] = {
+    "gagpo": (GAGPOTrainer, GAGPOConfig, "2605.13217"),
+    "gigpo": (GiGPOTrainer, GiGPOConfig, "2505.10978"),
+    "grpo": (AgenticGRPOTrainer, AgenticGRPOConfig, "2402.03300"),
+    "rloo": (AgenticRLOOTrainer, AgenticRLOOConfig, "2402.14740"),
+    "a2tgpo": (A2TGPOTrainer, A2TGPOConfig, "2605.06200"),
+    "igpo": (IGPOTrainer, IGPOConfig, "2510.14967"),
+}
 
 
 def small_config(config_class: type[ConfigT], output_dir: Path, **changes: Any) -> ConfigT:

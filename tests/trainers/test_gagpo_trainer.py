@@ -14,20 +14,10 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from tests.toys import Corridor
-from tests.trainers.small import history, parameters, small_config, tasks
+from tests.trainers.small import TRAINERS, history, parameters, small_config, tasks
 from trl_agentic import (
-    A2TGPOConfig,
-    A2TGPOTrainer,
-    AgenticGRPOConfig,
-    AgenticGRPOTrainer,
-    AgenticRLOOConfig,
-    AgenticRLOOTrainer,
     GAGPOConfig,
     GAGPOTrainer,
-    GiGPOConfig,
-    GiGPOTrainer,
-    IGPOConfig,
-    IGPOTrainer,
     StepResult,
     StopReason,
     Trajectory,
@@ -36,14 +26,6 @@ from trl_agentic import (
 
 Model = Callable[..., Path]
 
-TRAINERS = {
-    "gagpo": (GAGPOTrainer, GAGPOConfig, "2605.13217"),
-    "gigpo": (GiGPOTrainer, GiGPOConfig, "2505.10978"),
-    "grpo": (AgenticGRPOTrainer, AgenticGRPOConfig, "2402.03300"),
-    "rloo": (AgenticRLOOTrainer, AgenticRLOOConfig, "2402.14740"),
-    "a2tgpo": (A2TGPOTrainer, A2TGPOConfig, "2605.06200"),
-    "igpo": (IGPOTrainer, IGPOConfig, "2510.14967"),
-}
 METRICS = {
     "loss", "grad_norm", "kl", "entropy", "reward", "reward_std", "num_tokens",
     "episode/return", "episode/success", "episode/turns", "episode/tokens", "episode/invalid_frac",

@@ -11,33 +11,13 @@ import torch
 
 from tests.test_information_gain import plain
 from tests.toys import Corridor
-from tests.trainers.small import history, small_config, tasks
-from trl_agentic import (
-    A2TGPOConfig,
-    A2TGPOTrainer,
-    AgenticGRPOConfig,
-    AgenticGRPOTrainer,
-    AgenticRLOOConfig,
-    AgenticRLOOTrainer,
-    GAGPOConfig,
-    GAGPOTrainer,
-    GiGPOConfig,
-    GiGPOTrainer,
-    IGPOConfig,
-    IGPOTrainer,
-)
+from tests.trainers.small import TRAINERS, history, small_config, tasks
 
 
 Model = Callable[..., Path]
 TRUTH = "the exit"
-PAIRS: list[tuple[Any, Any]] = [
-    (A2TGPOTrainer, A2TGPOConfig),
-    (AgenticGRPOTrainer, AgenticGRPOConfig),
-    (AgenticRLOOTrainer, AgenticRLOOConfig),
-    (GAGPOTrainer, GAGPOConfig),
-    (GiGPOTrainer, GiGPOConfig),
-    (IGPOTrainer, IGPOConfig),
-]
+PAIRS = [(trainer, config) for trainer, config, _ in TRAINERS.values()]
+A2TGPO = TRAINERS["a2tgpo"][:2]
 
 
 def trainer_of(pair: tuple[Any, Any], model: Path, output_dir: Path, **changes: Any) -> Any:
@@ -60,7 +40,7 @@ def test_every_rule_trains_in_a_window(pair: tuple[Any, Any], tiny_model_dir: Mo
 @pytest.mark.parametrize("history_length", [0, 1])
 def test_gains_in_a_window(history_length: int, tiny_model_dir: Model, tmp_path: Path):
     """From the definition: the likelihood of the answer behind each prompt, the last one never answered included."""
-    trainer = trainer_of(PAIRS[0], tiny_model_dir(), tmp_path, history_length=history_length)
+    trainer = trainer_of(A2TGPO, tiny_model_dir(), tmp_path, history_length=history_length)
     rows = [{"length": 9, "ground_truth": TRUTH}] * 2
     played = trainer.rollout(rows)
     encode = trainer.processing_class

@@ -9,6 +9,7 @@ from typing import Any
 from packaging.version import Version
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from trl_agentic.rollout.engines.vllm_server import is_up
 from trl_agentic.serving import serve_command, shell_line
 from trl_agentic.trainers.config import AgenticConfig
 
@@ -144,15 +145,8 @@ def _check_server(url: str, args: AgenticConfig, model: str) -> None:
 
 
 def _wait_until_up(url: str, timeout: float, line: str) -> None:
-    import requests
-
     deadline = time.monotonic() + timeout
-    while True:
-        try:
-            if requests.get(f"{url}/health", timeout=10).status_code == 200:
-                return
-        except requests.RequestException:
-            pass  # not up yet, or not there: the deadline tells
+    while not is_up(url):
         if time.monotonic() >= deadline:
             raise ConnectionError(
                 f"There is no vLLM server at {url} (waited {timeout:g} seconds, `vllm_server_timeout`). Start one "

@@ -158,7 +158,7 @@ class VLLMServerEngine:
                 "it is back, go on from the last checkpoint (`resume_from_checkpoint`)."
             ) from error
         deadline = time.monotonic() + self._patience
-        while not _is_up(url):
+        while not is_up(url):
             if self._closed or time.monotonic() >= deadline:
                 raise ConnectionError(
                     f"The vLLM server at {url} went away and did not answer again within {self._patience:g} seconds "
@@ -169,7 +169,8 @@ class VLLMServerEngine:
         self._on_return(url)
 
 
-def _is_up(url: str) -> bool:
+def is_up(url: str) -> bool:
+    """Whether a vLLM server answers at this base URL."""
     import requests
 
     try:
