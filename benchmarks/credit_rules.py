@@ -3,11 +3,13 @@
     python benchmarks/credit_rules.py                                        # ALFWorld: grpo, rloo, gigpo, gagpo
     python benchmarks/credit_rules.py --environment search --seeds 5         # grpo, gspo, igpo, a2tgpo
     python benchmarks/credit_rules.py --environment webshop --rules grpo gagpo
+    python benchmarks/credit_rules.py --rules gagpo --first_seed 3 --seeds 1  # one run, beside other processes
     python benchmarks/credit_rules.py --quick                                # a minute, to see that it runs
 
 All rules start from the small policy that the package ships (or `--policy`), get the same tasks in the same order,
 sample their first rollouts with the same seeds, and stop at the same number of environment steps. What they share is
-that of the quickstart's preset; loss and clip range are those of the method. A finished (rule, seed) is not run again.
+that of the quickstart's preset; loss and clip range are those of the method. A finished (rule, seed) is not run again,
+so processes that share the output folder can each do a part of the runs; the command without parts then tables them.
 
 Writes to the output folder `rows.csv` (one row an evaluation), `table.md` and `curves.png`.
 """
@@ -282,7 +284,8 @@ def compare(policy: str, settings: dict[str, Any], arguments: argparse.Namespace
     claim(out, settings | {"policy": policy, "budget": arguments.budget, "evaluations": arguments.evaluations,
                            "eval_tasks": arguments.eval_tasks})  # fmt: skip
     rows: list[dict[str, Any]] = []
-    for seed, rule in itertools.product(range(arguments.seeds), arguments.rules):
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    for seed, rule in itertools.product(seeds, arguments.rules):
         file = out / f"{rule}-{seed}.csv"
         if not file.exists():
             part = file.with_suffix(".part")
@@ -323,7 +326,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environment", choices=SUITES, default="alfworld")
     parser.add_argument("--rules", nargs="+", help="default: those of the environment")
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0 (default: 5)")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
+    parser.add_argument("--first_seed", type=int, default=0, help="the first of them (default: 0)")
     parser.add_argument("--budget", type=int, help="environment steps of a run; default: that of the environment")
     parser.add_argument("--evaluations", type=int, default=8, help="evaluations after the first one (default: 8)")
     parser.add_argument("--eval_tasks", type=int, default=134, help="held-out tasks (default: 134)")

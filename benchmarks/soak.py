@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +146,7 @@ def soak(episodes: int, environments: int, shares: dict[str, float], timeout: fl
                 run.stops[trajectory.stop_reason] += 1
                 run.turns += len(trajectory.turns)
                 run.retries += episode.environment.retries
-            if first == 0:  # multiprocessing keeps a folder there from its first worker on
+            if first == 0:
                 temporary = set(os.listdir(tempfile.gettempdir()))
             run.memory.append(resident_megabytes())
             run.files.append(len(os.listdir("/proc/self/fd")))
@@ -222,13 +223,16 @@ def main() -> int:
     shares = SHARES
     if args.quick:
         args.episodes, args.environments, shares = 120, 8, {name: 4 * share for name, share in SHARES.items()}
+    util.get_temp_dir()  # multiprocessing's own, which outlives the one below
     with tempfile.TemporaryDirectory() as own:  # others write to the usual one, too
         tempfile.tempdir = os.environ["TMPDIR"] = own
         healthy = soak(args.episodes, args.environments, {}, args.timeout, args.max_turns)
         faulty = soak(args.episodes, args.environments, shares, args.timeout, args.max_turns)
     text = table(args.episodes, args.environments, healthy, faulty)
     ratio = healthy.seconds / faulty.seconds
-    text += f"\n\nThroughput with faults, as a ratio to that without: {ratio:.2f}.\n"
+    text += f"\n\nThroughput with faults, as a ratio to that without: {ratio:.2f}. "
+    text += f"A hang is found after {args.timeout:g} s (`environment_timeout`), and {args.environments} episodes are "
+    text += "played at a time: a batch with a hang waits for it.\n"
     print(text)
     if args.output:
         args.output.write_text(HEAD + text, encoding="utf-8")

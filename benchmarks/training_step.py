@@ -2,10 +2,13 @@
 
     python benchmarks/training_step.py
     python benchmarks/training_step.py --steps 7 --rollouts 32
+    python benchmarks/training_step.py --model MODEL --bf16 --rollouts 64 --turns 64 --budget 65536    # on a GPU
 
-Both train the small policy that ships with the package on the same made-up rollouts, with the same advantages and the
-same loss ("dapo"). TRL pads every rollout of a batch to the longest and takes equally many in every pass. Each
-measurement is a process of its own, for its peak memory. The table goes to docs/results/training_step.md.
+Both train the small policy that ships with the package, or `--model`, on the same made-up rollouts, with the same
+advantages and the same loss ("dapo"). TRL pads every rollout of a batch to the longest and takes equally many in every
+pass. Each
+measurement is a process of its own, for its peak memory. On a GPU, the share of the card's rate of matrix products is
+told, which is measured too (bfloat16). The table goes to docs/results/training_step.md.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_agentic import AgenticGRPOConfig, AgenticGRPOTrainer, StepResult, StopReason, Trajectory, Turn
@@ -107,28 +110,57 @@ class Clock(TrainerCallback):
         self._started = time.process_time(), time.perf_counter()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.cpu.append(time.process_time() - self._started[0])
         self.wall.append(time.perf_counter() - self._started[1])
 
 
-def measure(kind: str, method: str, rollouts: int, most: int, steps: int) -> dict[str, float]:
+def matrix_rate(size: int = 8192, products: int = 20) -> float:
+    """FLOPs a second of bfloat16 matrix products of random numbers on the GPU."""
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(5):
+        a @ b
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(products):
+        a @ b
+    torch.cuda.synchronize()
+    return 2 * size**3 * products / (time.perf_counter() - started)
+
+
+def step_flops(model: PreTrainedModel, lengths: list[int]) -> float:
+    """FLOPs that a step needs for the tokens themselves, without recomputation and padding: 6 a weight in a matrix
+    product and token, and causal attention."""
+    config = model.config.get_text_config()
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    weights = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    if not config.tie_word_embeddings:
+        weights -= model.get_input_embeddings().weight.numel()
+    return sum(6.0 * weights * n + 6.0 * config.num_hidden_layers * width * n**2 for n in lengths)
+
+
+def measure(kind: str, method: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Trains for a few steps in this process."""
+    rollouts, most, steps = arguments.rollouts, arguments.turns, arguments.steps
     given = [rollout(count, seed) for seed, count in enumerate(turn_counts(kind, rollouts, most))]
     lengths = [sum(len(turn.prompt_ids) + len(turn.action_ids) for turn in t.turns) for t in given]
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": "Go."}]}] * (rollouts // GROUP))
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {
-            "output_dir": folder, "use_cpu": not torch.cuda.is_available(), "bf16": False, "report_to": "none",
-            "disable_tqdm": True, "save_strategy": "no", "max_steps": steps, "logging_steps": 1,
+            "output_dir": folder, "use_cpu": not torch.cuda.is_available(), "bf16": arguments.bf16,
+            "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "max_steps": steps, "logging_steps": 1,
             "learning_rate": 0.0, "num_generations": GROUP, "per_device_train_batch_size": rollouts // 4,
             "gradient_accumulation_steps": 4, "loss_type": "dapo", "max_completion_length": max(lengths) - PROMPT,
-            "gradient_checkpointing": False,
+            "gradient_checkpointing": False, "model_init_kwargs": {"dtype": "float32"},
         }  # fmt: skip
         ours = Budgeted(
-            str(small_policy()),
+            arguments.model,
             args=AgenticGRPOConfig(
                 **options, max_turn_tokens=ACTION, max_context_length=max(lengths),
-                max_tokens_per_micro_batch=max(lengths) if method == "budget" else None,
+                max_tokens_per_micro_batch=(arguments.budget or max(lengths)) if method == "budget" else None,
             ),
             train_dataset=rows,
             environment_factory=Nothing,
@@ -136,7 +168,7 @@ def measure(kind: str, method: str, rollouts: int, most: int, steps: int) -> dic
         ours.given = given
         trainer: GRPOTrainer = ours
         if method == "padded":
-            padded = Padded(str(small_policy()), lambda completions, **_: [0.0] * len(completions),
+            padded = Padded(arguments.model, lambda completions, **_: [0.0] * len(completions),
                             GRPOConfig(**options), rows)  # fmt: skip
             ours.model.train()
             layout = ours._generate_and_score_completions(list(rows) * GROUP)
@@ -161,6 +193,7 @@ def measure(kind: str, method: str, rollouts: int, most: int, steps: int) -> dic
         "positions": positions / steps,
         "cpu": statistics.median(clock.cpu[1:]),
         "wall": statistics.median(clock.wall[1:]),
+        "flops": step_flops(trainer.accelerator.unwrap_model(trainer.model), lengths),
         "memory": (peak - before) / 2**20,
         "loss": logged[0]["loss"],
         "grad_norm": logged[0]["grad_norm"],
@@ -188,21 +221,23 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def table(results: dict[tuple[str, str], dict[str, float]]) -> str:
-    lines = [
-        "| lengths | batches | tokens | positions | CPU s / step | tokens / s | memory (MB) | loss | gradient norm |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+def table(results: dict[tuple[str, str], dict[str, float]], rate: float | None) -> str:
+    """The figures; with a card's matrix `rate` in FLOPs a second, in seconds on the wall, and its share used."""
+    clock, unit = ("cpu", "CPU s") if rate is None else ("wall", "s")
+    names = f"lengths batches tokens positions {unit}_/_step tokens_/_s memory_(MB) loss gradient_norm".split()
+    names = [name.replace("_", " ") for name in names] + ["FLOPs used"] * (rate is not None)
+    lines = ["| " + " | ".join(names) + " |", "|---|---|" + "---:|" * (len(names) - 2)]
     for (kind, method), r in results.items():
         name = {"padded": "TRL, padded", "budget": "token budget"}[method]
+        used = "" if rate is None else f" {100 * r['flops'] / r[clock] / rate:.1f}% |"
         lines.append(
-            f"| {kind} | {name} | {r['tokens']:,.0f} | {r['positions']:,.0f} | {r['cpu']:.2f} | "
-            f"{r['tokens'] / r['cpu']:,.0f} | {r['memory']:,.0f} | {r['loss']:.6f} | {r['grad_norm']:.5f} |"
+            f"| {kind} | {name} | {r['tokens']:,.0f} | {r['positions']:,.0f} | {r[clock]:.2f} | "
+            f"{r['tokens'] / r[clock]:,.0f} | {r['memory']:,.0f} | {r['loss']:.6f} | {r['grad_norm']:.5f} |{used}"
         )
     lines += ["", "| TRL / ours | positions | time | peak memory |", "|---|---:|---:|---:|"]
     for kind in dict.fromkeys(kind for kind, _ in results):
         theirs, ours = results[kind, "padded"], results[kind, "budget"]
-        ratios = (theirs[key] / ours[key] for key in ("positions", "cpu", "memory"))
+        ratios = (theirs[key] / ours[key] for key in ("positions", clock, "memory"))
         lines.append(f"| {kind} | " + " | ".join(f"{ratio:.2f}x" for ratio in ratios) + " |")
     return "\n".join(lines)
 
@@ -212,42 +247,62 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=16)
     parser.add_argument("--turns", type=int, default=16, help="turns of the longest rollout")
     parser.add_argument("--steps", type=int, default=4, help="steps; the first is not timed")
+    parser.add_argument("--model", default=str(small_policy()), help="default: the small policy of the package")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast; weights are float32 in any case")
+    parser.add_argument("--budget", type=int, help="positions of a pass; default: those of the longest rollout")
     parser.add_argument("--measure", nargs=2, metavar=("LENGTHS", "METHOD"), help="one measurement, printed as JSON")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "training_step.md")
     arguments = parser.parse_args()
-    sizes = ["--rollouts", arguments.rollouts, "--turns", arguments.turns, "--steps", arguments.steps]
     if arguments.measure:
-        print(json.dumps(measure(*arguments.measure, arguments.rollouts, arguments.turns, arguments.steps)))
+        print(json.dumps(measure(*arguments.measure, arguments)))
         return
+    rate = matrix_rate() if torch.cuda.is_available() else None
     results = {}
     for kind in ("uniform", "long-tailed"):
         for method in ("padded", "budget"):
-            command = [sys.executable, __file__, *map(str, sizes), "--measure", kind, method]
+            command = [sys.executable, __file__, *sys.argv[1:], "--measure", kind, method]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             results[kind, method] = json.loads(done.stdout.splitlines()[-1])
             print(kind, method, results[kind, method], flush=True)
-    longest = PROMPT + ACTION + (arguments.turns - 1) * (ACTION + OBSERVATION)
-    command = f"python benchmarks/training_step.py {' '.join(map(str, sizes))}"
-    machine = (
-        f"{platform.machine()} with {os.cpu_count()} cores, one thread"
-        if not torch.cuda.is_available()
-        else (torch.cuda.get_device_name())
-    )
-    text = f"""# A training step: token budget against padded batches
+    arguments.out.write_text(report(arguments, results, rate))
+    print(f"\n{report(arguments, results, rate)}")
 
-`{command}`: {arguments.rollouts} rollouts of up to {longest:,} tokens, the policy of 1.9 million parameters that ships
-with the package, float32, Python {platform.python_version()}, torch {torch.__version__}, {machine}. Median of
-{arguments.steps - 1} steps, in seconds of the processor; rollouts are given, so generation costs nothing.
+
+def report(arguments: argparse.Namespace, results: dict[tuple[str, str], dict[str, float]], rate: float | None) -> str:
+    """The page."""
+    longest = PROMPT + ACTION + (arguments.turns - 1) * (ACTION + OBSERVATION)
+    sizes = f"--rollouts {arguments.rollouts} --turns {arguments.turns} --steps {arguments.steps}"
+    own = arguments.model == str(small_policy())
+    policy = "the policy of 1.9 million parameters that ships with the package" if own else Path(arguments.model).name
+    if rate is None:
+        machine = f"{platform.machine()} with {os.cpu_count()} cores, one thread"
+        clock = "in seconds of the processor"
+    else:
+        machine = f"{torch.cuda.get_device_name()}, whose matrix products run at {rate / 1e12:,.0f} TFLOP/s"
+        clock = "on the wall"
+    used = (
+        ""
+        if rate is None
+        else """ *FLOPs used* are those of the tokens
+themselves (forward and backward, 6 a weight, and causal attention) over the card's rate of matrix products."""
+    )
+    precision = "bfloat16 autocast" if arguments.bf16 else "float32"
+    budget = f"{arguments.budget or longest:,} positions a pass"
+    if arguments.budget is None:
+        budget += ", those of the longest rollout"
+    return f"""# A training step: token budget against padded batches
+
+`python benchmarks/training_step.py {sizes}`: {arguments.rollouts} rollouts of up to {longest:,} tokens, {policy},
+{precision}, Python {platform.python_version()}, torch {torch.__version__}, {machine}.
+Median of {arguments.steps - 1} steps, {clock}; rollouts are given, so generation costs nothing.
 
 TRL takes {arguments.rollouts // 4} rollouts a pass, each padded to the longest of the batch. The token budget is
-{longest:,} positions a pass, those of the longest rollout. *Tokens* are those of the rollouts, *positions* those that
-forward passes computed, padding included. *Memory* is what training adds at its peak. With fewer rollouts a pass, TRL
-needs less of it and computes as many positions: it pads a batch before it cuts it.
+{budget}. *Tokens* are those of the rollouts, *positions*
+those that forward passes computed, padding included. *Memory* is what training adds at its peak. With fewer rollouts a
+pass, TRL needs less of it and computes as many positions: it pads a batch before it cuts it.{used}
 
-{table(results)}
+{table(results, rate)}
 """
-    arguments.out.write_text(text)
-    print(f"\n{text}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch.nn.functional import cross_entropy
 from transformers import (
     DataCollatorForSeq2Seq,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -192,7 +193,7 @@ class Imitation(Trainer):
 
 
 def teach(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, lessons: Iterable[Lesson], training: SFTConfig
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lessons: Iterable[Lesson], training: SFTConfig
 ) -> dict[str, float]:
     """Trains the model on one lesson after another; returns the mean loss of each."""
     losses = {}
@@ -211,7 +212,7 @@ def teach(
     return losses
 
 
-def save_policy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path, made: dict[str, Any]) -> None:
+def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, made: dict[str, Any]) -> None:
     """Saves both, and how they were made as `warm_start.json`. Half the size; recipes train in float32 again."""
     state = PartialState()
     if state.is_main_process:
