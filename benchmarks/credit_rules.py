@@ -21,6 +21,7 @@ import csv
 import gc
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -306,7 +307,9 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
     file = out / "settings.json"
     if not file.exists():
         out.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings, indent=2) + "\n")
+        part = file.with_suffix(f".{os.getpid()}")  # others may claim it at the same time
+        part.write_text(json.dumps(settings, indent=2) + "\n")
+        part.replace(file)
     held = json.loads(file.read_text())
     different = sorted(name for name in {**held, **settings} if held.get(name) != settings.get(name))
     if different:

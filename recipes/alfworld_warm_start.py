@@ -61,7 +61,8 @@ class WarmStartArguments:
         num_layers (`int`, *optional*, defaults to `4`):
             Depth of the model.
         eval_games (`int`, *optional*, defaults to `134`):
-            Games that the result is evaluated on: unseen ones, or of `valid_seen` with `data`.
+            Games that the result is evaluated on, all at once: unseen ones, or of `valid_seen` with `data`. 0 for
+            none.
     """
 
     scale: float = field(default=1.0, metadata={"help": "Factor of the number of games in each course."})
@@ -163,7 +164,7 @@ def evaluate(policy: Path, arguments: WarmStartArguments) -> dict[str, list[int]
         ),
         environment_factory=factory,
     )
-    rates = success_by_task_type(trainer.rollout(factory().tasks(), temperature=0.4))
+    rates = success_by_task_type(trainer.rollout(factory().tasks(), temperature=0.4, batch_size=arguments.eval_games))
     wins = {name: [rate.wins, rate.rollouts] for name, rate in rates.items()}
     add_to_card(policy, {f"{split}_wins_and_games": wins})
     return wins
@@ -173,4 +174,6 @@ if __name__ == "__main__":
     parser = TrlParser((WarmStartArguments, SFTConfig))
     parser.set_defaults(**TRAINING)
     warm_arguments, warm_training = parser.parse_args_and_config()
-    print(evaluate(warm_start(warm_arguments, warm_training), warm_arguments))
+    made = warm_start(warm_arguments, warm_training)
+    if warm_arguments.eval_games:
+        print(evaluate(made, warm_arguments))

@@ -70,7 +70,7 @@ def train_and_evaluate(
     scores: dict[str, Any] = {"ceiling": ceiling} if ceiling else {}
 
     def evaluate(moment: str) -> None:
-        trajectories = trainer.rollout(rows)
+        trajectories = trainer.rollout(rows, batch_size=training.per_device_eval_batch_size)
         trainer.record_evaluation(f"{moment} training", trajectories, rows[0].get("environment"))
         results[moment] = success_by_task_type(trajectories)
         if is_main:
