@@ -88,3 +88,23 @@ def test_a_class_without_step_is_tool_style():
     assert isinstance(environment.instance, ToolEnvironment)
     pool.close()
     assert Tool.closed == 2
+
+
+def test_environments_that_are_reset_ahead_are_kept_for_their_rows():
+    environment, events = counted()
+    pool = EnvironmentPool(environment)
+    first, others = [{"length": 1}, {"length": 2}], [{"length": 1}, {"length": 2}]
+    before = pool.take(first, TOKENIZER)
+    rows = [{"length": 3}, {"length": 2}]
+    pool.reset_ahead(rows, TOKENIZER)
+    between = pool.take(others, TOKENIZER)  # an evaluation
+    assert not set(map(id, between)) & set(map(id, before))
+    taken = pool.take(rows, TOKENIZER)
+    assert taken == before and all(handle.pending is not None for handle in taken)
+    assert [handle.reset(**row)[-7:] for handle, row in zip(taken, rows, strict=True)] == ["cell 3.", "cell 2."]
+    assert pool.take(rows, TOKENIZER) == before  # taken again, as ever
+    for handle in between:
+        handle.reset()
+    pool.reset_ahead(rows, TOKENIZER)
+    pool.close()
+    assert events.count("made") == events.count("closed") == 5

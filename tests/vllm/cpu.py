@@ -3,13 +3,14 @@
 - Weights reach a server over NCCL, which has no CPU form. Here they go through a file (backend "disk").
 - The CPU build repacks the weights of linear layers at load and drops the originals, so that later weights have
   nowhere to go. Here it keeps them and multiplies with them.
+- Where vLLM computes a prompt in parts, it takes random numbers back, which the CPU's generators cannot do. Here a
+  step has room for all prompts as a whole (`MOST_TOKENS`).
 
 Loaded into a server's workers by `--worker-extension-cls tests.vllm.cpu.Worker`.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles parts of its sampler even in eager mode, for minutes
 }
+MOST_TOKENS = 32768  # of one step of the engine
 
 
 @dataclass
@@ -103,5 +105,11 @@ def patch_trl(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(VLLMClient, "init_communicator", init_communicator)
     monkeypatch.setattr(VLLMClient, "update_named_params", update_named_params)
-    eager = functools.partial(vllm_generation.LLM, enforce_eager=True, dtype="float32")
+    llm = vllm_generation.LLM
+
+    forced = {"enforce_eager": True, "dtype": "float32", "max_num_batched_tokens": MOST_TOKENS}
+
+    def eager(*args: Any, **options: Any) -> Any:
+        return llm(*args, **options | forced)
+
     monkeypatch.setattr(vllm_generation, "LLM", eager)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
 from functools import partial
+from threading import Thread
 from typing import Any, TypeVar
 
 from trl_agentic.environments.base import Environment, EpisodeRestarted
@@ -37,6 +40,20 @@ class WorkerOptions:
     max_episodes: int | None = None
 
 
+@dataclass(slots=True)
+class _ResetAhead:
+    """A `reset` that began before it was asked for."""
+
+    row: dict[str, Any]
+    started: float = field(default_factory=time.perf_counter)
+    ended: float | None = None
+    answer: Future[Any] = field(default_factory=Future)
+
+    def is_for(self, row: dict[str, Any]) -> bool:
+        """Whether these are the very values: equal ones need not know that they are (arrays)."""
+        return row.keys() == self.row.keys() and all(value is self.row[key] for key, value in row.items())
+
+
 class EnvironmentHandle:
     """An [`~trl_agentic.environments.Environment`] that outlives the workers it is played in.
 
@@ -58,8 +75,11 @@ class EnvironmentHandle:
         self._row: dict[str, Any] = {}
         self._first: Any = None
         self._played: list[tuple[str, Any]] = []  # actions, and what was seen of their answers
+        self._ahead: _ResetAhead | None = None
         self.retries = 0
         """Fresh workers that the last episode has used up."""
+        self.seconds_saved = 0.0
+        """Seconds of the last `reset` that were over before it was asked for."""
 
     @property
     def instance(self) -> Any:
@@ -68,11 +88,28 @@ class EnvironmentHandle:
 
     def reset(self, **row: Any) -> Any:
         """Starts an episode. Errors are those of the environment or its worker, after the last retry."""
-        self._row, self._first, self._played, self.retries = row, None, [], 0
-        if self._options.max_episodes is not None and self._episodes >= self._options.max_episodes:
-            self.close()
-        self._first = self._retried(self._begin)
-        return self._first
+        self.seconds_saved = 0.0
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return self._reset(row)
+        if not ahead.is_for(row):
+            wait([ahead.answer])
+            return self._reset(row)
+        asked = time.perf_counter()
+        try:
+            return ahead.answer.result()
+        finally:
+            self.seconds_saved = min(asked, ahead.ended or asked) - ahead.started
+
+    def reset_ahead(self, **row: Any) -> None:
+        """Begins what `reset` with the same row will return or raise, in a thread. There must be no call between."""
+        before, self._ahead = self._ahead, _ResetAhead(row)
+        Thread(target=self._work_ahead, args=[self._ahead, before], name="environment reset", daemon=True).start()
+
+    @property
+    def pending(self) -> Future[Any] | None:
+        """The answer of a `reset` that began ahead, if it was not asked for yet."""
+        return self._ahead.answer if self._ahead is not None else None
 
     def step(self, action: str) -> Any:
         """Plays one turn.
@@ -90,7 +127,36 @@ class EnvironmentHandle:
         return self._retried(partial(self._continued, "reward"))
 
     def close(self) -> None:
-        """Closes the environment and ends its worker; the next `reset` starts another."""
+        """Closes the environment and ends its worker; the next `reset` starts another.
+
+        Where a `reset` that began ahead is still at work, that is done when it ends.
+        """
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            self._end_worker()
+        else:
+            ahead.answer.add_done_callback(lambda _: self._end_worker())
+
+    def _work_ahead(self, ahead: _ResetAhead, before: _ResetAhead | None) -> None:
+        if before is not None:
+            wait([before.answer])
+        try:
+            answer = self._reset(ahead.row)
+        except BaseException as error:  # whatever it is, `reset` raises it
+            ahead.ended = time.perf_counter()
+            ahead.answer.set_exception(error)
+        else:
+            ahead.ended = time.perf_counter()
+            ahead.answer.set_result(answer)
+
+    def _reset(self, row: dict[str, Any]) -> Any:
+        self._row, self._first, self._played, self.retries = row, None, [], 0
+        if self._options.max_episodes is not None and self._episodes >= self._options.max_episodes:
+            self._end_worker()
+        self._first = self._retried(self._begin)
+        return self._first
+
+    def _end_worker(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.close()
@@ -102,7 +168,7 @@ class EnvironmentHandle:
             except EpisodeRestarted:
                 raise
             except Exception as error:
-                self.close()
+                self._end_worker()
                 if self.retries >= self._options.retries:
                     raise
                 self.retries += 1

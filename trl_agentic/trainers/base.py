@@ -51,6 +51,7 @@ from trl_agentic.rollout.loop import Budgets, Episode, RolloutClock, derived_see
 from trl_agentic.trainers.budgets import check_budgets
 from trl_agentic.trainers.card import Evaluation, complete_card
 from trl_agentic.trainers.config import AgenticConfig
+from trl_agentic.trainers.lookahead import Lookahead
 from trl_agentic.trainers.metrics import EpisodeSummary, episode_metrics, summarize
 from trl_agentic.trainers.nonfinite import NonFiniteGuard
 from trl_agentic.trainers.pool import EnvironmentPool, Factory
@@ -201,6 +202,7 @@ class AgenticTrainer(GRPOTrainer):
             stop_at_overlong_turn=args.overlong_turn == "stop",
         )
         self._eval_rollouts = 0
+        self._lookahead = Lookahead(iter(()))
         if args.should_save and args.save_strategy != "no":
             check_output_dir(args.output_dir, checkpoint_bytes(self.model, args.save_only_model))
         if self.is_deepspeed_enabled and args.nonfinite_update == "skip":
@@ -523,6 +525,8 @@ class AgenticTrainer(GRPOTrainer):
             if episode.tools is not None and trajectory.turns and trajectory.error is None:
                 _add_final_reward(environment, trajectory)
             trajectory.retries = environment.retries
+            if clock is not None:
+                clock.env_saved += environment.seconds_saved
         instances = [environment.instance or environment for environment in environments]
         self.environments = [e.instance if isinstance(e, ToolEnvironment) else e for e in instances]
         return trajectories
@@ -645,6 +649,31 @@ class AgenticTrainer(GRPOTrainer):
         flag = torch.tensor(float(here), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, reduction="sum").item() > 0)
 
+    # Of the next batch
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """As in transformers. What comes after these batches can be read before its time."""
+        if self._lookahead.source is not epoch_iterator:
+            self._lookahead = Lookahead(epoch_iterator)
+        return super().get_batch_samples(self._lookahead, num_batches, device)
+
+    def _begin_next(self, generation_batch: list[dict[str, Any]]) -> None:
+        """Begins with the next rollouts what may be done beside the training on `generation_batch`."""
+        if not self.args.prefetch_resets:
+            return
+        period = self.args.steps_per_generation * self.num_iterations
+        distance = period - self._step % period
+        if self._update_after(distance) >= self.state.max_steps:
+            return
+        rows = self._lookahead.after(generation_batch, distance)
+        if rows is not None:
+            self.environment_pool.reset_ahead(rows, self._tokenizer, self.chat_template_kwargs)
+
+    def _update_after(self, steps: int) -> int:
+        """Updates that will have been made `steps` accumulation steps from now."""
+        every = self.args.gradient_accumulation_steps
+        return self.state.global_step + (self._step % every + steps) // every
+
     # From rollouts to training rows
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -681,6 +710,7 @@ class AgenticTrainer(GRPOTrainer):
             return self._micro_batches("eval", rows, list(range(len(rows["rollout"]))), steps=1)[0]
         if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
             rows = self._generate_and_score_completions(generation_batch)
+            self._begin_next(generation_batch)
             self._buffered_inputs = self._accumulation_steps(rows)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
@@ -1048,9 +1078,9 @@ class AgenticTrainer(GRPOTrainer):
         metrics["rollout/seconds"] = slowest
         metrics["rollout/engine_seconds"] = max(engine for _, engine, _ in times)
         metrics["rollout/env_seconds"] = max(env for _, _, env in times)
-        waits = gather_object([(clock.engine_waits, clock.env_waits)])
-        metrics["rollout/engine_wait"] = sum(engine for engine, _ in waits) / max(sum(turns), 1)
-        metrics["rollout/env_wait"] = sum(env for _, env in waits) / max(sum(turns), 1)
+        waits = gather_object([(clock.engine_waits, clock.env_waits, clock.env_saved)])
+        for name, total in zip(("engine_wait", "env_wait", "env_wait_saved"), zip(*waits, strict=True), strict=True):
+            metrics[f"rollout/{name}"] = sum(total) / max(sum(turns), 1)
         tokens = gather_object([(clock.cached_tokens, clock.prompt_tokens)])
         metrics["rollout/cache_hit_rate"] = sum(held for held, _ in tokens) / max(sum(n for _, n in tokens), 1)
         for name, value in metrics.items():

@@ -56,6 +56,10 @@ class AgenticConfig(GRPOConfig):
             ends with `StopReason.ERROR` and is left out of the update.
         environment_max_episodes (`int`, *optional*):
             Episodes that an environment plays before a fresh one replaces it: for one that leaks. `None` for no limit.
+        prefetch_resets (`bool`, *optional*, defaults to `True`):
+            Reset the environments of the next batch of rollouts while this one is trained on. Tasks, their order and
+            seeds stay the same, and a `reset` that fails then counts when its rollout would begin. The first batch of
+            an epoch is not reset ahead. Off for environments that expire while they wait.
         max_failed_rollouts (`float`, *optional*, defaults to `0.5`):
             Share of the rollouts of a step that may fail. If more do, the run stops with the first traceback.
         nonfinite_update (`str`, *optional*, defaults to `"stop"`):
@@ -142,6 +146,10 @@ class AgenticConfig(GRPOConfig):
     environment_max_episodes: int | None = field(
         default=None,
         metadata={"help": "Episodes that an environment plays before a fresh one replaces it."},
+    )
+    prefetch_resets: bool = field(
+        default=True,
+        metadata={"help": "Reset the environments of the next batch of rollouts while this one is trained on."},
     )
     max_failed_rollouts: float = field(
         default=0.5,

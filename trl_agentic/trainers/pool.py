@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterable
+from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from trl_agentic.environments.tools import ToolEnvironment
 
 
 Factory = Callable[[], Any]
+_CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class EnvironmentPool:
         self._handles: dict[str | None, list[EnvironmentHandle]] = {name: [] for name in self._factories}
         self._probes = {name: make() for name, make in self._factories.items()}
         self._tools: dict[str | None, list[Callable[..., Any]]] = {}
+        self._ahead: tuple[list[dict[str, Any]], list[EnvironmentHandle]] | None = None
         if self.uses_tools and options.kind == "process":
             raise ValueError(
                 "`environment_workers='process'` is not for tool-style environments: reward functions read the "
@@ -180,20 +183,44 @@ class EnvironmentPool:
         tokenizer: PreTrainedTokenizerBase,
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[EnvironmentHandle]:
-        """One environment for each row, all different; they are taken again by the next call."""
-        used = dict.fromkeys(self._factories, 0)
-        taken = []
+        """One environment for each row, all different; they are taken again by the next call.
+
+        Those of [`reset_ahead`] are kept for the very list of rows that it was given.
+        """
+        kept: list[EnvironmentHandle] = []
+        if self._ahead is not None:
+            known, kept = self._ahead
+            if known is rows:
+                self._ahead = None
+                return kept
+        taken: list[EnvironmentHandle] = []
+        free = {name: [h for h in handles if h not in kept][::-1] for name, handles in self._handles.items()}
         for row in rows:
             name = self.name(row)
-            handles = self._handles[name]
-            if used[name] == len(handles):
+            if not free[name]:
                 # What a process makes is another object than the one probed, and not tool-style.
                 in_thread = partial(self._make, name, tokenizer, chat_template_kwargs)
                 make = in_thread if self._options.kind == "thread" else self._factories[name]
-                handles.append(EnvironmentHandle(make, self._options))
-            taken.append(handles[used[name]])
-            used[name] += 1
+                free[name] = [EnvironmentHandle(make, self._options)]
+                self._handles[name] += free[name]
+            taken.append(free[name].pop())
         return taken
+
+    def reset_ahead(
+        self,
+        rows: list[dict[str, Any]],
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Begins to reset the environments that [`take`] will give for `rows`; nobody else gets them until then.
+
+        An error is raised by the `reset` that asks for it. What was begun ahead before and not taken is given up.
+        """
+        self._ahead = None
+        handles = self.take(rows, tokenizer, chat_template_kwargs)
+        for handle, row in zip(handles, rows, strict=True):
+            handle.reset_ahead(**self.reset_arguments(row))
+        self._ahead = rows, handles
 
     def tools(
         self,
@@ -210,7 +237,9 @@ class EnvironmentPool:
         return self._tools[name]
 
     def close(self) -> None:
-        """Closes all environments."""
+        """Closes all environments; one that hangs in a `reset` that began ahead is left behind."""
+        pending = [handle.pending for handles in self._handles.values() for handle in handles]
+        wait([answer for answer in pending if answer is not None], timeout=_CLOSE_SECONDS)
         for handles in self._handles.values():
             while handles:
                 handles.pop().close()
