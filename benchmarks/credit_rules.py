@@ -267,7 +267,8 @@ def run(rule: str, seed: int, policy: str, settings: dict[str, Any], arguments: 
             if LOGGED["clipped"] not in (logs or {}):
                 return
             for name, key in LOGGED.items():
-                told[name].append(logs[key])
+                if key in logs:  # an update on rollouts of before tells no advantages
+                    told[name].append(logs[key])
             part = arguments.budget / arguments.evaluations
             if counter.total // part > rows[-1]["environment_steps"] // part:
                 evaluate()
