@@ -62,7 +62,7 @@ class WebShopArguments:
         max_steps_per_goal (`int`, *optional*, defaults to `15`):
             Steps after which an episode is truncated.
         backend (`str`, *optional*, defaults to `"engine"`):
-            `"engine"`, or `"upstream"` for the original shop in `$WEBSHOP_PATH`.
+            `"engine"`, `"upstream"` for the original shop in `$WEBSHOP_PATH`, or the address of the original's site.
         from_scratch (`bool`, *optional*, defaults to `False`):
             Make the small policy in this run instead of loading the one that the package ships; not where
             `model_name_or_path` names a policy.
@@ -83,7 +83,7 @@ class WebShopArguments:
     paid_for: str = field(default="success", metadata={"help": "What is paid.", "choices": ["success", "score"]})
     anchor_options: bool = field(default=True, metadata={"help": "Whether chosen options are part of a state."})
     max_steps_per_goal: int = field(default=15, metadata={"help": "Steps after which an episode is truncated."})
-    backend: str = field(default="engine", metadata={"help": "The shop.", "choices": ["engine", "upstream"]})
+    backend: str = field(default="engine", metadata={"help": "The shop: `engine`, `upstream` or http://..."})
     from_scratch: bool = field(default=False, metadata={"help": "Make the small policy in this run."})
 
 

@@ -10,6 +10,7 @@ from .policy import small_policy
 from .prompts import WebShopPrompt
 from .quick import QuickShopper, quick_demonstration
 from .reward import Goal, Reward
+from .site import UpstreamSiteEngine
 from .upstream import UpstreamWebShopEngine
 
 
@@ -24,6 +25,7 @@ __all__ = [
     "Reward",
     "Shopper",
     "Step",
+    "UpstreamSiteEngine",
     "UpstreamWebShopEngine",
     "WebShopCatalogue",
     "WebShopEngine",

@@ -19,6 +19,7 @@ from .goals import SPLITS, split_numbers
 from .oracle import RandomShopper, Shopper
 from .pages import Mode
 from .reward import Goal
+from .site import UpstreamSiteEngine
 from .upstream import UpstreamWebShopEngine
 
 
@@ -80,8 +81,9 @@ class WebShopEnv:
         anchor_options (`bool`, *optional*, defaults to `True`): whether the state for grouping includes the options
             that were chosen. The page in `"text"` mode does not show them, so that without this an item's page is one
             state before and after a choice.
-        backend (`str`, *optional*, defaults to `"engine"`): `"engine"`, or `"upstream"` for the original WebShop and
-            its data in the folder `$WEBSHOP_PATH` ([`UpstreamWebShopEngine`]).
+        backend (`str`, *optional*, defaults to `"engine"`): `"engine"`; `"upstream"` for the original WebShop and
+            its data in the folder `$WEBSHOP_PATH` ([`UpstreamWebShopEngine`]); or the address of the original's web
+            site, such as `"http://127.0.0.1:3000"` ([`UpstreamSiteEngine`]).
         instructions (`str`, *optional*): system prompt in the rows of [`tasks`], instead of the one that
             `INSTRUCTIONS` has for `action_format`. With `""` the rows have no system prompt.
 
@@ -114,14 +116,16 @@ class WebShopEnv:
         paid_for: Literal["success", "score"] = "success",
         success_reward: float = 10.0,
         anchor_options: bool = True,
-        backend: Literal["engine", "upstream"] = "engine",
+        backend: str = "engine",
         instructions: str | None = None,
     ) -> None:
         _check_option("split", split, tuple(SPLITS))
         _check_option("mode", mode, ("text", "text_rich"))
         _check_option("action_format", action_format, tuple(INSTRUCTIONS))
         _check_option("paid_for", paid_for, ("success", "score"))
-        _check_option("backend", backend, ("engine", "upstream"))
+        is_site = backend.startswith(("http://", "https://"))
+        if not is_site:
+            _check_option("backend", backend, ("engine", "upstream", "http://..."))
         for name, number in (("num_products", num_products), ("num_goals", num_goals), ("max_steps", max_steps)):
             if number is not None and number < 1:
                 raise ValueError(f"WebShopEnv: `{name}` must be at least 1, got {number}.")
@@ -134,6 +138,10 @@ class WebShopEnv:
                 )
         elif data_dir is not None or seed is not None:
             raise ValueError("WebShopEnv: `data_dir` and `seed` are not for upstream, which has its own data.")
+        elif is_site and human_goals:
+            raise ValueError(
+                "WebShopEnv: `human_goals` is not for a site: which goals it has was said where it began."
+            )
         self.split = split
         self.max_steps = max_steps
         self.show_admissible = show_admissible
@@ -143,8 +151,11 @@ class WebShopEnv:
         self.anchor_options = anchor_options
         self.instructions = INSTRUCTIONS[action_format] if instructions is None else instructions
         self._catalogue: WebShopCatalogue | None = None
-        self._engine: WebShopEngine | UpstreamWebShopEngine
-        if backend == "upstream":
+        self._engine: WebShopEngine | UpstreamWebShopEngine | UpstreamSiteEngine
+        if is_site:
+            self._engine = UpstreamSiteEngine(backend, mode)
+            self._goals = self._engine.goals
+        elif backend == "upstream":
             self._engine = UpstreamWebShopEngine(None, mode, human_goals, num_products)
             self._goals = self._engine.goals
         else:

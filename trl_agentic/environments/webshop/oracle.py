@@ -16,6 +16,7 @@ from .catalogue import Product
 from .engine import WebShopEngine, WebShopState
 from .pages import PER_PAGE
 from .reward import Goal
+from .site import UpstreamSiteEngine
 from .upstream import UpstreamWebShopEngine
 
 
@@ -146,11 +147,13 @@ class RandomShopper:
     """Searches for random words of the instruction and clicks on random things.
 
     Args:
-        engine ([`WebShopEngine`] or [`UpstreamWebShopEngine`]): a session, just reset.
+        engine ([`WebShopEngine`], [`UpstreamWebShopEngine`] or [`UpstreamSiteEngine`]): a session, just reset.
         draw (`random.Random`): where its choices come from.
     """
 
-    def __init__(self, engine: WebShopEngine | UpstreamWebShopEngine, draw: random.Random) -> None:
+    def __init__(
+        self, engine: WebShopEngine | UpstreamWebShopEngine | UpstreamSiteEngine, draw: random.Random
+    ) -> None:
         self._words = search_words(engine.goal.instruction).split() or ["product"]
         self._draw = draw
 
