@@ -1,9 +1,9 @@
-"""Makes the small policy of the WebShop quickstart: a tokenizer, a Qwen3 of half a million parameters, scripted
+"""Makes the small policy of the WebShop quickstart: a tokenizer, a Qwen3 of 0.8 million parameters, scripted
 play to imitate.
 
     python recipes/webshop_warm_start.py --output_dir small_policy --use_cpu true
 
-It imitates a shopper that buys the first product that looks right and never reads a description. Demonstrations are
+It imitates a shopper that buys the first product that it finds and never reads a description. Demonstrations are
 played in generated shops of their own: no goal and no product of the shop that the quickstart trains and evaluates in.
 """
 
@@ -36,9 +36,9 @@ from trl_agentic.environments import WebShopEnv
 from trl_agentic.environments.webshop import WebShopCatalogue, WebShopEngine, quick_demonstration
 
 
-# A mark between the pieces of a page, what opens an action, each half of a product's number and a price in whole
-# dollars are one token each: to copy, a small model looks for what followed the last token, not the last three.
-PATTERN = r" ?\[sep\]|(?:click|search)\[| (?=p\p{N}{2}x)|p\p{N}{2}(?=x)|x\p{N}{2}| ?\$\p{N}+|" + WORDS
+# One token each: what opens a piece of a page or an action, with the space after it, so that a word that is copied
+# from the one to the other stays the same token; each half of a product's number; a price.
+PATTERN = r" ?\[sep\] |find me |: |(?:click|search)\[|p\p{N}{2}(?=x)|x\p{N}{2}|\$[\p{N}.]+| [<>]|" + WORDS
 GOALS_OF_A_SHOP = 800
 BATCH = 8
 
@@ -62,7 +62,7 @@ class WarmStartArguments:
             Factor of the number of goals in each course.
         forgets (`float`, *optional*, defaults to `0.4`):
             Probability that a choice of an option is left out, in the play of the last course.
-        hidden_size (`int`, *optional*, defaults to `96`):
+        hidden_size (`int`, *optional*, defaults to `128`):
             Width of the model.
         num_layers (`int`, *optional*, defaults to `3`):
             Depth of the model.
@@ -72,7 +72,7 @@ class WarmStartArguments:
 
     scale: float = field(default=1.0, metadata={"help": "Factor of the number of goals in each course."})
     forgets: float = field(default=0.4, metadata={"help": "Probability that a choice is left out, at last."})
-    hidden_size: int = field(default=96, metadata={"help": "Width of the model."})
+    hidden_size: int = field(default=128, metadata={"help": "Width of the model."})
     num_layers: int = field(default=3, metadata={"help": "Depth of the model."})
     eval_goals: int = field(default=200, metadata={"help": "Goals that the result is evaluated on."})
 
@@ -86,7 +86,7 @@ class WarmStartArguments:
         reinforcement learning finds costly.
         """
         return [
-            Course("copying", round(6000 * self.scale), 3e-3, glances=1.0, observations=True),
+            Course("copying", round(6000 * self.scale), 3e-3, glances=0.3, observations=True),
             Course("acting", round(6400 * self.scale), 2e-3),
             Course("forgetting", round(1200 * self.scale), 1e-3, forgets=self.forgets),
         ]

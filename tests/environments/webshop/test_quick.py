@@ -28,15 +28,11 @@ def test_an_episode_is_a_search_a_product_its_options_and_a_purchase(generated: 
         assert actions[2:] == [*(f"click[{value}]" for value in wanted), "click[buy now]"]
 
 
-def test_it_opens_the_first_product_that_looks_right(generated: WebShopCatalogue):
+def test_it_opens_the_first_product(generated: WebShopCatalogue):
     engine = WebShopEngine(generated)
     for number in range(30):
         steps = quick_demonstration(engine, number, random.Random(0))
-        results = generated.search(engine.query)[:10]
-        opened = generated.product(steps[1].action[6:-1])
-        kind = engine.goal.query.split()[-1].rstrip("s")[:4]
-        right = [p for p in results if kind in p.title.lower() and max(p.prices) <= engine.goal.price_upper]
-        assert opened == (right or list(results))[0]
+        assert generated.product(steps[1].action[6:-1]) == generated.search(engine.query)[0]
 
 
 def test_forgetting_leaves_out_choices_and_nothing_else(generated: WebShopCatalogue):
@@ -53,7 +49,7 @@ def test_success_lies_between_chance_and_the_oracle(generated: WebShopCatalogue,
     for number in range(500, 700):
         quick_demonstration(engine, number, random.Random(number), forgets)
         wins += engine.purchase is not None and engine.purchase.total == 1.0
-    low, high = (0.35, 0.55) if forgets == 0.0 else (0.1, 0.25)
+    low, high = (0.3, 0.5) if forgets == 0.0 else (0.1, 0.25)
     assert low < wins / 200 < high
 
 

@@ -23,7 +23,7 @@ def generate_products(count: int = 1000, seed: int = 0) -> tuple[list[Product], 
     """Makes products.
 
     Titles are composed of words whose kind is known, so their nouns need no parser. A product's number is `P` and
-    pairs of digits joined by `X`, as in `P04X17`.
+    pairs of digits joined by `X`, the last pair first, which tells the products of a page apart: `P17X04` is 417.
 
     Args:
         count (`int`, *optional*, defaults to `1000`): how many.
@@ -119,7 +119,7 @@ def _asin(number: int) -> str:
     pairs = [number % 100, number // 100 % 100]
     if number >= 10_000:
         pairs.append(number // 10_000)
-    return "P" + "X".join(f"{pair:02d}" for pair in reversed(pairs))
+    return "P" + "X".join(f"{pair:02d}" for pair in pairs)
 
 
 @lru_cache(maxsize=1)

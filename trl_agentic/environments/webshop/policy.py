@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def small_policy() -> Path:
-    """Folder of a Qwen3 checkpoint of half a million parameters that has imitated [`QuickShopper`] for a while.
+    """Folder of a Qwen3 checkpoint of 0.8 million parameters that has imitated [`QuickShopper`] for a while.
 
     It knows no other text than the generated shop's and answers with the action alone (`action_format="plain"`, no
     list of admissible actions, `instructions=""`). What it imitated last forgets to choose options, which is what

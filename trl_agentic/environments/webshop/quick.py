@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import random
 
-from .analysis import analyze
 from .engine import WebShopEngine, WebShopState
 from .oracle import Step, search_words
 
 
 class QuickShopper:
-    """Buys the first product that looks right.
+    """Buys the first product that it finds.
 
-    Searches for the words of the instruction, opens the first product of the first page whose kind and price fit (the
-    first one if none does), chooses what the instruction says as far as it is offered, and buys. It never reads a
-    description or the features and never goes back.
+    Searches for the words of the instruction, opens the first product of the first page, chooses what the instruction
+    says as far as it is offered, and buys. It compares nothing, never reads a description or the features and never
+    goes back.
 
     Args:
         engine ([`WebShopEngine`]): a session in the mode `"text"`, just reset.
@@ -25,7 +24,6 @@ class QuickShopper:
     def __init__(self, engine: WebShopEngine, draw: random.Random | None = None, forgets: float = 0.0) -> None:
         self.engine = engine
         self._goal = engine.goal
-        self._kind = analyze(self._goal.query)[-1:]
         wanted = [option if isinstance(option, str) else option[1] for option in self._goal.options]
         draw = draw or random.Random(0)
         self._left = [value for value in wanted if draw.random() >= forgets]
@@ -37,18 +35,13 @@ class QuickShopper:
             return f"search[{search_words(self._goal.instruction)}]"
         if "next >" in texts:
             products = [text for text in texts if self.engine.catalogue.product(text)]
-            return f"click[{next(filter(self._looks_right, products), (products or ['back to search'])[0])}]"
+            return f"click[{(products or ['back to search'])[0]}]"
         if "buy now" not in texts:
             return "click[< prev]"
         choice = next((value for value in self._left if value in texts), "buy now")
         if choice in self._left:
             self._left.remove(choice)
         return f"click[{choice}]"
-
-    def _looks_right(self, asin: str) -> bool:
-        product = self.engine.catalogue.product(asin)
-        assert product is not None
-        return set(self._kind) <= set(analyze(product.title)) and max(product.prices) <= self._goal.price_upper
 
 
 def quick_demonstration(
