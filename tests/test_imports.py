@@ -65,7 +65,7 @@ ONLY_IN = {
     "datasets": ("trainers", "environments.search"),
     "bm25s": ("environments.search",),
     "faiss": ("environments.search",),
-    "requests": ("environments.search", "rollout.engines.vllm_server", "trainers.vllm"),
+    "requests": ("environments.search", "environments.webshop.site", "rollout.engines.vllm_server", "trainers.vllm"),
     "vllm": ("rollout.engines.vllm_colocate", "trainers.base"),
     "sentence_transformers": ("environments.search",),
     "rapidfuzz": ("environments.webshop",),
