@@ -100,6 +100,25 @@ def environment(arguments: SearchArguments, **options: Any) -> Any:
     )
 
 
+def retriever(arguments: SearchArguments) -> HTTPRetriever | None:
+    """The server to search on, after a first question to it; `None` for the generated world's own retriever.
+
+    Raises:
+        ConnectionError: it does not answer.
+        ValueError: the questions are not of the generated world and there is no server.
+    """
+    if arguments.retriever_url is None:
+        if arguments.questions != "world":
+            raise ValueError(
+                f"`retriever_url` is missing: the questions of {arguments.questions} need a server that searches a "
+                "corpus. Start one with `trl-agentic retriever`, and give its address."
+            )
+        return None
+    server = HTTPRetriever(arguments.retriever_url)
+    server.search(["Does it answer?"], arguments.passages)
+    return server
+
+
 def tasks(make: Any, name: str, task_types: list[str] | None, size: int | None) -> list[dict[str, Any]]:
     """Rows of an environment of that name.
 
@@ -115,14 +134,13 @@ def tasks(make: Any, name: str, task_types: list[str] | None, size: int | None) 
 
 
 def main(arguments: SearchArguments, training: A2TGPOConfig, model: ModelConfig) -> None:
+    make = environment(arguments, retriever=retriever(arguments))
     out = Path(training.output_dir)
     policy = model.model_name_or_path
     if policy is None and arguments.from_scratch:
         policy = str(warm_start(WarmStartArguments(), sft_defaults(str(out / "warm_start"), BATCH)))
     elif policy is None:
         policy = str(small_policy())
-    retriever = HTTPRetriever(arguments.retriever_url) if arguments.retriever_url else None
-    make = environment(arguments, retriever=retriever)
     train = partial(make, questions=arguments.questions, format_penalty=arguments.format_penalty)
     held_out = [
         partial(make, questions=questions, split="test", format_penalty=0.0)

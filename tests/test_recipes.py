@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, TrlParser
 
 from trl_agentic import A2TGPOConfig, GAGPOConfig
+from trl_agentic.environments.search import BM25Retriever, HTTPRetriever, RetrievalServer
 
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -69,6 +75,68 @@ def test_search_tasks(recipe: Any):
     assert all(row["prompt"] == [] for row in rows)
     with pytest.raises(ValueError, match="`task_types`.*there are 1-hop, 2-hop, 3-hop, 4-hop"):
         module.tasks(make, "evaluation", ["5-hop"], None)
+
+
+@pytest.fixture
+def search_server() -> Iterator[str]:
+    with RetrievalServer(BM25Retriever(["Ida Falk was born in Pine Hill."]), port=0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.url
+        server.shutdown()
+        thread.join()
+
+
+GOOD = {"question": "Where was Ida Falk born?", "answer": "Pine Hill"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question": "Who?"}], "none of the columns ground_truth, .*only question: rename"),
+        ([GOOD, {"question": "Who?", "answer": " "}], "Row 1 of .*jsonl has no answer: its column `answer` is empty"),
+        ([GOOD, {"question": "Who?", "answer": "\u241f"}], "Row 1 of the dataset has .* has no token in this model's"),
+        ([GOOD], "chat template of .* ignores `add_generation_prompt`"),
+    ],
+)
+def test_search_errors_come_before_training(
+    rows: list[dict[str, str]], message: str, recipe: Any, search_server: str, tiny_model_dir: Any, tmp_path: Path
+):
+    """From the command line: nothing is sampled until the questions, the retriever and the template are right."""
+    questions = tmp_path / "own.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir("qwen2"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["\u241f"]})
+    if rows == [GOOD]:
+        tokenizer.chat_template = (
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+        )
+    policy = AutoModelForCausalLM.from_pretrained(tiny_model_dir("qwen2"))
+    for saved in (tokenizer, policy):
+        saved.save_pretrained(tmp_path / "policy")
+    with pytest.raises(ValueError, match=message):
+        run_search(
+            recipe, "--questions", str(questions), "--retriever_url", search_server, "--action_format", "tags",
+            "--model_name_or_path", str(tmp_path / "policy"), "--output_dir", str(tmp_path / "out"),
+        )  # fmt: skip
+    assert not (tmp_path / "out" / "trajectories_before.parquet").exists()
+
+
+def test_search_without_a_retriever(recipe: Any, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ValueError, match="`retriever_url` is missing: the questions of nq need a server"):
+        run_search(recipe, "--questions", "nq")
+    monkeypatch.setattr(recipe("search_a2tgpo"), "HTTPRetriever", partial(HTTPRetriever, retries=0))
+    with pytest.raises(ConnectionError, match="The retriever at http://127.0.0.1:9/retrieve does not serve"):
+        run_search(recipe, "--questions", "nq", "--retriever_url", "http://127.0.0.1:9/retrieve")
+
+
+def run_search(recipe: Any, *arguments: str) -> None:
+    """As `python recipes/search_a2tgpo.py --config ... ARGUMENTS`."""
+    module = recipe("search_a2tgpo")
+    preset = RECIPES / "configs" / "search_a2tgpo" / "ci.yaml"
+    parser = TrlParser((module.SearchArguments, A2TGPOConfig, ModelConfig))
+    rest = ["--task_types", "own", "--use_cpu", "true"]
+    module.main(*parser.parse_args_and_config(["--config", str(preset), *rest, *arguments]))
 
 
 def test_search_demonstrations(recipe: Any):

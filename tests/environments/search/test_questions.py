@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset
@@ -63,6 +64,17 @@ def test_names_and_the_splits_that_papers_use():
     assert {name for name, source in DATASETS.items() if "train" not in source.splits} == {"bamboogle", "popqa"}
     with pytest.raises(ValueError, match="The data set popqa has no split 'train', only test"):
         load_questions("popqa", "train")
+
+
+def test_a_data_set_by_its_name(tmp_path, monkeypatch):
+    """A folder stands in for the collection on the Hub: a configuration for each data set, with its own splits."""
+    (tmp_path / "dev.jsonl").write_text(json.dumps({"question": "Who?", "golden_answers": ["Ida", "Falk"]}) + "\n")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: hotpotqa\n  data_files:\n  - split: dev\n    path: dev.jsonl\n---\n"
+    )
+    monkeypatch.setitem(DATASETS, "hotpotqa", replace(DATASETS["hotpotqa"], repository=str(tmp_path)))
+    expected = [{"question": "Who?", "ground_truth": ["Ida", "Falk"], "task_type": "hotpotqa"}]
+    assert load_questions("hotpotqa", "test") == expected
 
 
 def test_questions_of_a_file_in_the_environment(tmp_path):

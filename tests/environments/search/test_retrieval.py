@@ -75,6 +75,8 @@ def test_corpora(kind, tmp_path):
     assert titled["contents"][:] == [f'"Falk"\n{TEXTS[1]}']
     untitled = load_corpus(write_corpus(tmp_path, [{"text": TEXTS[1]}], kind))
     assert untitled["contents"][:] == [TEXTS[1]]
+    # A folder of such files is read as a data set on the Hub is.
+    assert load_corpus(tmp_path)["contents"][:] == [TEXTS[1]]
 
 
 def test_the_index_is_built_once_and_read_from_disk(tmp_path, capfd):
