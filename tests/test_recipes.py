@@ -95,8 +95,11 @@ GOOD = {"question": "Where was Ida Falk born?", "answer": "Pine Hill"}
     [
         ([{"question": "Who?"}], "none of the columns ground_truth, .*only question: rename"),
         ([GOOD, {"question": "Who?", "answer": " "}], "Row 1 of .*jsonl has no answer: its column `answer` is empty"),
-        ([GOOD, {"question": "Who?", "answer": "\u241f"}], "Row 1 of the dataset has .* has no token in this model's"),
-        ([GOOD], "chat template of .* ignores `add_generation_prompt`"),
+        (
+            [GOOD] * 3 + [{"question": "Who?", "answer": "\u241f"}],
+            "Row 3 of the dataset has .* has no token in this model's",
+        ),
+        ([GOOD] * 4, "chat template of .* ignores `add_generation_prompt`"),
     ],
 )
 def test_search_errors_come_before_training(
@@ -107,7 +110,7 @@ def test_search_errors_come_before_training(
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir("qwen2"))
     tokenizer.add_special_tokens({"additional_special_tokens": ["\u241f"]})
-    if rows == [GOOD]:
+    if rows == [GOOD] * 4:
         tokenizer.chat_template = (
             "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
         )
