@@ -110,6 +110,8 @@ class Trajectory:
         final_prompt: what the policy would have read before another action; `None` if the last one had no answer to
             read (a terminal one, an error).
         retries: fresh environments that took over after a failure.
+        answer_logprobs: mean log-probability of the ground truth's tokens at each turn boundary (trl_agentic.
+            information_gain), NaN where it is unknown; `None` if the engine was not asked.
     """
 
     task: dict[str, Any]
@@ -121,6 +123,7 @@ class Trajectory:
     error: str | None = None
     final_prompt: Prompt | None = None
     retries: int = 0
+    answer_logprobs: list[float] | None = None
 
     @property
     def episode_return(self) -> float:

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tests.rollout.attentive import attentive_model
+from trl_agentic.information_gain import answer_logprobs, turn_prefixes
 from trl_agentic.rollout.chat import ChatRenderer
 from trl_agentic.rollout.engines import (
     Engine,
@@ -183,6 +184,27 @@ def test_later_turns_are_found_in_the_cache(name: str, engines: dict[str, Callab
     clock = RolloutClock()
     played(engines[name](1.0), chat, prompt="You are in a house with many rooms. " * 20, clock=clock)
     assert 0.2 < clock.cached_tokens / clock.prompt_tokens < 1.0
+
+
+def test_a_colocated_engine_tells_how_likely_an_answer_is(
+    chat: ChatRenderer, policy: PreTrainedModel, ends: list[int], llm: Any
+):
+    """At every turn boundary, from the prefix cache, as the model does from one pass over the rollouts. One probe and
+    one answer are what the policy itself said: then the cache holds them, too, and what it holds is not told."""
+    with closing(VLLMColocateEngine(llm, ends, Sampling(1.0))) as engine:
+        trajectories = played(engine, chat, prompt="You are in a house with many rooms. " * 20)
+        [(ids, places), *_] = [run for t in trajectories if len(t.turns) > 1 for run in turn_prefixes(t)]
+        aliases = [[300, 301, 302], [300, 301, 400, 401], [500] * 130]
+        said = ids[places[0] :]
+        texts = [(ids[:end] + [7, 8] + alias, len(alias)) for end in places for alias in aliases] + [(ids, len(said))]
+        told = engine.mean_logprobs(texts)
+        assert engine.mean_logprobs(texts) == pytest.approx(told, abs=1e-5)
+        again = engine._score([(tuple(ids), count) for ids, count in texts], skip_cache=False)
+    expected = [answer_logprobs(policy, [ids], [places], [[alias]], [7, 8])[0].tolist() for alias in aliases]
+    [own] = answer_logprobs(policy, [ids[: places[0]]], [[places[0]]], [[said]])
+    assert told == pytest.approx([row[t] for t in range(len(places)) for row in expected] + own.tolist(), abs=1e-4)
+    # The long alias fills a block of the cache. Where it was read, there is no number, and not a wrong one.
+    assert None in again and any(mean is not None for mean in again)
 
 
 def answers(engine: Any, requests: list[Request], active: int = 1) -> list[Sample]:

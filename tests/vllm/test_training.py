@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from tests.toys import Corridor
 from tests.trainers.small import history, small_config, tasks
 from tests.vllm.conftest import Servers
-from trl_agentic import GAGPOConfig, GAGPOTrainer, StepResult
+from trl_agentic import A2TGPOConfig, A2TGPOTrainer, GAGPOConfig, GAGPOTrainer, StepResult
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +71,36 @@ def test_gagpo_trains(mode: str, model: Path, server: str, tmp_path: Path, capfd
     assert [[turn.action_ids for turn in t.turns] for t in by_vllm] == [
         [turn.action_ids for turn in t.turns] for t in by_model
     ]
+
+
+class Comparing(A2TGPOTrainer):
+    """Asks the model, too."""
+
+    def information_gains(self, rows: Any, trajectories: Any) -> Any:
+        told = super().information_gains(rows, trajectories)
+        self.args.information_gain_engine = "trainer"
+        self.gains = [*getattr(self, "gains", []), (told, super().information_gains(rows, trajectories))]
+        self.args.information_gain_engine = "vllm"
+        return told
+
+
+def test_the_information_gain_from_the_prefix_cache(model: Path, tmp_path: Path):
+    """With new weights at every step, the cache of the old ones would show."""
+    args = small_config(
+        A2TGPOConfig, tmp_path, learning_rate=1e-2, information_gain_engine="vllm", answer_alias="best",
+        information_gain="log_prob", **options("colocate", ""),
+    )  # fmt: skip
+    rows = tasks(prompt="You are in a house with many rooms. " * 20, ground_truth=["the exit", "a door"])
+    run = Comparing(str(model), args=args, train_dataset=rows, environment_factory=Corridor)
+    run.train()
+    assert len(run.gains) == 3
+    for told, expected in run.gains:
+        for ours, theirs in zip(told, expected, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-4, nan_ok=True)
+        assert any(abs(gain) > 1e-2 for gains in told for gain in gains)
+    assert all(value > 0 for value in history(run, "information_gain/seconds"))
+    del run
+    gc.collect()
 
 
 def test_the_gap_shows_weights_that_were_not_sent(model: Path, server: str, tmp_path: Path):

@@ -252,6 +252,14 @@ class AgenticTrainer(GRPOTrainer):
         """
         return None
 
+    def ask_engine(self, engine: Engine, trajectories: list[Trajectory]) -> None:
+        """Called after the rollouts of a generation, while the engine still holds their weights and contexts.
+
+        Args:
+            engine ([`~rollout.engines.Engine`]): who sampled them.
+            trajectories (`list[Trajectory]`): rollouts of this process, in the order of their numbers.
+        """
+
     def turn_clip_scales(self, batch: TurnBatch) -> Tensor | None:
         """Factors on the clip range of each turn, for rules whose `args.uses_turn_loss` holds.
 
@@ -501,6 +509,7 @@ class AgenticTrainer(GRPOTrainer):
         temperature: float | None = None,
         on_done: Callable[[int], object] | None = None,
         clock: RolloutClock | None = None,
+        ask: Callable[[Engine, list[Trajectory]], None] | None = None,
     ) -> list[Trajectory]:
         if temperature is None and not self.model.training:
             temperature = self.args.eval_temperature
@@ -521,6 +530,8 @@ class AgenticTrainer(GRPOTrainer):
             )
         with self._engine(temperature) as engine:
             trajectories = play(episodes, engine, self.chat, self.budgets, on_done, clock, self.context)
+            if ask is not None:
+                ask(engine, trajectories)
         for environment, episode, trajectory in zip(environments, episodes, trajectories, strict=True):
             if episode.tools is not None and trajectory.turns and trajectory.error is None:
                 _add_final_reward(environment, trajectory)
@@ -680,7 +691,7 @@ class AgenticTrainer(GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         started = time.perf_counter()
         clock = RolloutClock()
-        trajectories = self._play(inputs, self._rollout_seeds(mode, len(inputs)), clock=clock)
+        trajectories = self._play(inputs, self._rollout_seeds(mode, len(inputs)), clock=clock, ask=self.ask_engine)
         seconds = time.perf_counter() - started
         if mode == "train":
             errors = gather_object([trajectory.error for trajectory in trajectories])

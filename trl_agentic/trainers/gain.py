@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trl_agentic.credit import process_turn_mask
 from trl_agentic.information_gain import answer_logprobs, check_full_attention, information_gains, turn_prefixes
+from trl_agentic.rollout.engines import Engine, VLLMColocateEngine
 from trl_agentic.trainers.base import AgenticTrainer
 from trl_agentic.trainers.config import AgenticConfig
 from trl_agentic.types import StopReason, Trajectory, TurnBatch
@@ -33,8 +34,12 @@ class InformationGainConfig(AgenticConfig):
             encoded together with the answer, because most tokenizers join a space with the word behind it.
         answer_alias (`str`, *optional*, defaults to `"first"`):
             Which answer is probed if a task has several: the `"first"`, or at each boundary the likeliest (`"best"`).
+        information_gain_engine (`str`, *optional*, defaults to `"trainer"`):
+            Who tells the likelihoods: the model of the `"trainer"`, in one pass over the rollouts, or `"vllm"`, which
+            computes the probes alone where the rollouts are still in its prefix cache. The latter needs
+            `vllm_mode="colocate"`.
         information_gain_tokens (`int`, *optional*, defaults to `16384`):
-            Tokens of one forward pass over rollouts and probes, padding included. Bounds the memory.
+            Tokens of one forward pass over rollouts and probes, padding included. Bounds the memory of the trainer.
         penalty_in_return (`bool`, *optional*, defaults to `True`):
             Whether the penalty of an invalid action is part of the return. It has to be: the rules with an information
             gain read the return of an episode, so there is no other place for it.
@@ -58,6 +63,10 @@ class InformationGainConfig(AgenticConfig):
         default="first",
         metadata={"help": "Which of several accepted answers is probed.", "choices": ["first", "best"]},
     )
+    information_gain_engine: str = field(
+        default="trainer",
+        metadata={"help": "Who tells the likelihoods of the answer.", "choices": ["trainer", "vllm"]},
+    )
     information_gain_tokens: int = field(
         default=16384, metadata={"help": "Tokens of one forward pass over rollouts and probes, padding included."}
     )
@@ -67,11 +76,40 @@ class InformationGainConfig(AgenticConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, allowed in (("information_gain", ("prob", "log_prob")), ("answer_alias", ("first", "best"))):
+        for name, allowed in (
+            ("information_gain", ("prob", "log_prob")),
+            ("answer_alias", ("first", "best")),
+            ("information_gain_engine", ("trainer", "vllm")),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        if self.information_gain_engine == "vllm" and not (self.use_vllm and self.vllm_mode == "colocate"):
+            raise ValueError(
+                '`information_gain_engine="vllm"` needs `use_vllm=True` and `vllm_mode="colocate"`: a server tells '
+                "log-probabilities of prompts only where it does not read its prefix cache, which is slower than the "
+                'trainer. Leave it at "trainer".'
+            )
         if self.information_gain_tokens < 1:
             raise ValueError(f"`information_gain_tokens` must be at least 1, got {self.information_gain_tokens}.")
+
+
+class _Probe(NamedTuple):
+    """A run of turns that extend one another, and what is asked at its boundaries."""
+
+    rollout: int
+    ids: list[int]
+    ends: list[int]
+    fitting: list[int]  # the first of `ends`, behind which there is room
+    answers: list[list[int]]
+
+
+def _by_rollout(probes: list[_Probe], scores: list[Tensor]) -> dict[int, Tensor]:
+    """Log-probabilities at all boundaries of each rollout, NaN where there was no room."""
+    told: dict[int, Tensor] = {}
+    for probe, score in zip(probes, scores, strict=True):
+        whole = torch.cat([score, score.new_full((len(probe.ends) - len(score),), torch.nan)])
+        told[probe.rollout] = torch.cat([told[probe.rollout], whole]) if probe.rollout in told else whole
+    return told
 
 
 class InformationGainTrainer(AgenticTrainer):
@@ -98,30 +136,52 @@ class InformationGainTrainer(AgenticTrainer):
             if row.get("ground_truth") is not None:
                 self._answer_ids(row["ground_truth"], f"Row {number} of the dataset")
 
+    def ask_engine(self, engine: Engine, trajectories: list[Trajectory]) -> None:
+        started = time.perf_counter()
+        if self.args.information_gain_engine == "vllm":
+            assert isinstance(engine, VLLMColocateEngine)
+            probes = self._probes(trajectories, reserve=1)  # vLLM samples a token behind each
+            texts = [
+                (probe.ids[:end] + self._bridge + answer, len(answer))
+                for probe in probes
+                for end in probe.fitting
+                for answer in probe.answers
+            ]
+            told = torch.tensor(engine.mean_logprobs(texts))
+            sizes = [len(probe.fitting) * len(probe.answers) for probe in probes]
+            scores = [
+                part.view(len(probe.fitting), len(probe.answers)).amax(dim=1)
+                for probe, part in zip(probes, told.split(sizes), strict=True)
+            ]
+            for i, logprobs in _by_rollout(probes, scores).items():
+                trajectories[i].answer_logprobs = logprobs.tolist()
+        self._gain_seconds = time.perf_counter() - started
+
     def information_gains(self, rows: list[dict[str, Any]], trajectories: list[Trajectory]) -> list[list[float]]:
         started = time.perf_counter()
         gains = [[torch.nan] * len(trajectory.turns) for trajectory in trajectories]
-        owners: list[int] = []  # rollout of each sequence
-        sequences: list[list[int]] = []
-        boundaries: list[list[int]] = []
-        answers: list[list[list[int]]] = []
-        for i, trajectory in enumerate(trajectories):
-            prefixes = turn_prefixes(trajectory)
-            process_turns = sum(len(ends) for _, ends in prefixes) - 1
-            if process_turns < 1 or trajectory.stop_reason is StopReason.ERROR:
-                continue
-            accepted = self._answers(trajectory)
-            for ids, ends in prefixes:
-                owners.append(i)
-                sequences.append(ids)
-                boundaries.append(ends)
-                answers.append(accepted)
-        scores = self._scores(sequences, boundaries, answers)
-        for i in set(owners):
-            logprobs = torch.cat([score for owner, score in zip(owners, scores, strict=True) if owner == i])
+        if self.args.information_gain_engine == "vllm":
+            told = {
+                i: torch.tensor(trajectory.answer_logprobs)
+                for i, trajectory in enumerate(trajectories)
+                if trajectory.answer_logprobs is not None
+            }
+        else:
+            probes = self._probes(trajectories)
+            scores = answer_logprobs(
+                self.model,
+                [probe.ids for probe in probes],
+                [probe.fitting for probe in probes],
+                [probe.answers for probe in probes],
+                self._bridge,
+                self.args.information_gain_tokens,
+                self._most,
+            )
+            told = _by_rollout(probes, scores)
+        for i, logprobs in told.items():
             found = information_gains(logprobs, self.args.information_gain).tolist()
             gains[i][: len(found)] = found
-        self._gain_seconds = time.perf_counter() - started
+        self._gain_seconds += time.perf_counter() - started
         return gains
 
     def turn_metrics(self, batch: TurnBatch, advantages: Tensor) -> dict[str, float]:
@@ -135,19 +195,18 @@ class InformationGainTrainer(AgenticTrainer):
             metrics["information_gain/positive_frac"] = (gains > 0).float().mean().item()
         return metrics
 
-    def _scores(
-        self, sequences: list[list[int]], boundaries: list[list[int]], answers: list[list[list[int]]]
-    ) -> list[Tensor]:
-        """Log-probabilities of the answer at all boundaries, NaN where a probe does not fit into the context."""
-        rooms = [self.budgets.max_context - len(self._bridge) - max(map(len, accepted)) for accepted in answers]
-        fitting = [[end for end in ends if end <= room] for ends, room in zip(boundaries, rooms, strict=True)]
-        scores = answer_logprobs(
-            self.model, sequences, fitting, answers, self._bridge, self.args.information_gain_tokens, self._most
-        )
-        return [
-            torch.cat([score, score.new_full((len(ends) - len(score),), torch.nan)])
-            for ends, score in zip(boundaries, scores, strict=True)
-        ]
+    def _probes(self, trajectories: list[Trajectory], reserve: int = 0) -> list[_Probe]:
+        """What is to be scored, where a rollout has a process turn. `reserve`: tokens that have to fit behind it."""
+        probes = []
+        for i, trajectory in enumerate(trajectories):
+            prefixes = turn_prefixes(trajectory)
+            process_turns = sum(len(ends) for _, ends in prefixes) - 1
+            if process_turns < 1 or trajectory.stop_reason is StopReason.ERROR:
+                continue
+            answers = self._answers(trajectory)
+            room = self.budgets.max_context - len(self._bridge) - max(map(len, answers)) - reserve
+            probes += [_Probe(i, ids, ends, [end for end in ends if end <= room], answers) for ids, ends in prefixes]
+        return probes
 
     def _answers(self, trajectory: Trajectory) -> list[list[int]]:
         told = [turn.info["ground_truth"] for turn in trajectory.turns if "ground_truth" in turn.info]

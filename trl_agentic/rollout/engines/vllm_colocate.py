@@ -75,13 +75,63 @@ class VLLMColocateEngine:
                 self._finish(output)
         return 0.0
 
+    def mean_logprobs(self, texts: list[tuple[list[int], int]]) -> list[float]:
+        """Mean log-probability of the last ids of each text, at temperature 1 and without filters.
+
+        Where a text begins as a rollout did, what the prefix cache holds is not computed again. To be called while
+        nobody samples; by all processes of the `group`, if there is one.
+
+        Args:
+            texts: ids, fewer than the engine's context holds, and how many of the last of them are scored, fewer than
+                all.
+
+        Returns:
+            A number for each text, in nats.
+        """
+        own = [(tuple(ids), count) for ids, count in texts]
+        means: dict[tuple[tuple[int, ...], int], float] = {}
+        # The cache may hold the end of a text, too: then its log-probabilities are not told, but the second time.
+        for skip_cache in (False, True):
+            left = [text for text in dict.fromkeys(own) if text not in means]
+            for text, mean in zip(left, self._score(left, skip_cache), strict=True):
+                if mean is not None:
+                    means[text] = mean
+        return [means[text] for text in own]
+
     def close(self) -> None:
         """Ends what is still running, so that the next engine begins without requests."""
         if self._running:
             self._engine.abort_request(sorted(self._running))
             self._running.clear()
 
-    def _exchange(self, active: bool, requests: list[Request]) -> list[tuple[bool, list[Request]]]:
+    def _score(self, texts: list[tuple[tuple[int, ...], int]], skip_cache: bool) -> list[float | None]:
+        """`None` where the prefix cache holds what would have told it."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        parameters = SamplingParams(
+            max_tokens=1,
+            prompt_logprobs=0,
+            skip_reading_prefix_cache=skip_cache,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        for rank, (_, asked) in enumerate(self._exchange(True, texts)):
+            for number, (ids, _) in enumerate(asked):
+                self._engine.add_request(f"{rank}-{number}", {"prompt_token_ids": list(ids)}, parameters)
+                self._running.add(f"{rank}-{number}")
+        means: list[float | None] = [None] * len(texts)
+        while self._running:
+            for output in self._engine.step():
+                self._running.discard(output.request_id)
+                rank, _, number = output.request_id.partition("-")
+                if int(rank) == self._rank:
+                    ids, count = texts[int(number)]
+                    means[int(number)] = _mean_of_last(output, ids[-count:])
+        return means
+
+    def _exchange(self, active: bool, requests: list[Any]) -> list[tuple[bool, list[Any]]]:
         if self._group is None:
             return [(active, requests)]
         told: list[Any] = [None] * torch.distributed.get_world_size(self._group)
@@ -118,3 +168,15 @@ class VLLMColocateEngine:
             policy_step=self._policy_step,
         )
         self._done.pop(int(rollout))(sample)
+
+
+def _mean_of_last(output: Any, ids: tuple[int, ...]) -> float | None:
+    """Mean log-probability of the last ids of a prompt, `None` if they or the one before them were in the cache.
+
+    What vLLM returns for positions in its cache is undefined, and may be left out: they are counted from the end.
+    """
+    if (output.num_cached_tokens or 0) > len(output.prompt_token_ids) - 1 - len(ids):
+        return None
+    entries = output.prompt_logprobs
+    first = len(entries) - len(ids)
+    return math.fsum(entries[first + k][token].logprob for k, token in enumerate(ids)) / len(ids)
