@@ -5,6 +5,10 @@ against one plain log-probability pass over the same tokens, all in one run.
     python benchmarks/information_gain.py --turns 8 --tokens 2048 --repeats 9
     python benchmarks/information_gain.py --model qwen3-4b --rollouts 8 --output information_gain_gpu.md
 
+With `--vllm`, a vLLM engine in this process that has read the rollouts is asked, too:
+
+    python benchmarks/information_gain.py --vllm --output docs/results/information_gain_vllm.md
+
 Random tokens; unless `--model` is the folder of a checkpoint, random weights with the sizes of a Qwen3. On a GPU the
 default is bfloat16. The table goes to docs/results/information_gain.md.
 """
@@ -14,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +27,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from trl_agentic.information_gain import answer_logprobs
+from trl_agentic.rollout.engines import Request, Sampling, VLLMColocateEngine
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,6 +80,39 @@ def per_boundary(
     return torch.stack(means, dim=1).cpu()
 
 
+class PrefixCache:
+    """A vLLM engine of the same weights in this process."""
+
+    def __init__(self, model: PreTrainedModel, context: int):
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        from vllm import LLM
+
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            self._llm = LLM(
+                folder, skip_tokenizer_init=True, dtype=model.dtype, max_model_len=context, enforce_eager=True,
+                gpu_memory_utilization=0.4, logprobs_mode="processed_logprobs", seed=0,
+            )  # fmt: skip
+
+    def read(self, rollouts: list[list[int]], boundaries: list[int]) -> None:
+        """Forgets all, and samples a token behind each boundary, one after the other, as turns do."""
+        self._llm.reset_prefix_cache()
+        for end in boundaries:
+            engine = VLLMColocateEngine(self._llm, [], Sampling())
+            for number, ids in enumerate(rollouts):
+                engine.submit(Request(number, ids[:end], 1, seed=0), lambda sample: None)
+            engine.step(1, 0)
+            while self._llm.llm_engine.has_unfinished_requests():
+                engine.step(1, 0)
+
+    def mean_logprobs(
+        self, rollouts: list[list[int]], boundaries: list[int], bridge: list[int], answer: list[int]
+    ) -> torch.Tensor:
+        texts = [(ids[:end] + bridge + answer, len(answer)) for ids in rollouts for end in boundaries]
+        told = VLLMColocateEngine(self._llm, [], Sampling()).mean_logprobs(texts)
+        return torch.tensor(told).view(len(rollouts), len(boundaries))
+
+
 def seconds(functions: list[Callable[[], object]], repeats: int) -> list[float]:
     """The best of `repeats` times of each, taken in turn, so that a slow moment of the machine meets them all."""
     best = [float("inf")] * len(functions)
@@ -87,7 +126,9 @@ def seconds(functions: list[Callable[[], object]], repeats: int) -> list[float]:
     return best
 
 
-def measure(model: PreTrainedModel, turns: int, length: int, count: int, repeats: int) -> str:
+def measure(
+    model: PreTrainedModel, turns: int, length: int, count: int, repeats: int, vllm: PrefixCache | None = None
+) -> str:
     """A line of the table: rollouts of `length` tokens with boundaries before each of their turns and at the end."""
     rollouts = torch.randint(model.config.vocab_size, (count, length), device=model.device)
     probe = torch.randint(model.config.vocab_size, (BRIDGE + ANSWER,), device=model.device)
@@ -107,6 +148,14 @@ def measure(model: PreTrainedModel, turns: int, length: int, count: int, repeats
         f"| {turns} | {length:,} | {1e3 * ours:,.0f} | {1e3 * each:,.0f} | {1e3 * plain:,.0f} "
         f"| {each / ours:.1f}x | {ours / plain:.2f}x | {gap:.0e} |"
     )
+    if vllm is not None:
+        cached = float("inf")
+        for _ in range(repeats):
+            vllm.read(ids, boundaries)
+            start = time.perf_counter()
+            told = vllm.mean_logprobs(ids, boundaries, bridge, answer)
+            cached = min(cached, time.perf_counter() - start)
+        line += f" {1e3 * cached:,.0f} | {ours / cached:.1f}x | {(told - one_pass()).abs().max().item():.0e} |"
     print(line, flush=True)
     return line
 
@@ -117,6 +166,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192], help="tokens of a rollout")
     parser.add_argument("--rollouts", type=int, default=1, help="that are scored together")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--vllm", action="store_true", help="ask a vLLM engine, too")
     parser.add_argument("--model", default="small", help=f"{', '.join(SIZES)} or the folder of a checkpoint")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="bfloat16 on a GPU, else float32")
@@ -144,9 +194,14 @@ def main() -> None:
         "| one pass / log-prob pass | difference (nats) |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
+    vllm = None
+    if arguments.vllm:
+        vllm = PrefixCache(model, max(arguments.tokens) + BRIDGE + ANSWER + 1)
+        lines[-2] += " vLLM, from its cache (ms) | one pass / vLLM | difference to one pass (nats) |"
+        lines[-1] += "---:|---:|---:|"
     print("\n".join(lines), flush=True)
     lines += [
-        measure(model, turns, length, arguments.rollouts, arguments.repeats)
+        measure(model, turns, length, arguments.rollouts, arguments.repeats, vllm)
         for turns in arguments.turns
         for length in arguments.tokens
     ]
