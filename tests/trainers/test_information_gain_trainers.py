@@ -299,7 +299,7 @@ def test_no_ground_truth_anywhere(tiny_model_dir: Model, tmp_path: Path):
 
 @pytest.mark.parametrize("options", [{}, {"use_vllm": True, "vllm_mode": "server"}])
 def test_an_engine_that_cannot_tell_likelihoods(options: dict[str, Any], tmp_path: Path):
-    with pytest.raises(ValueError, match="`information_gain_engine=\"vllm\"` needs .*`vllm_mode=\"colocate\"`"):
+    with pytest.raises(ValueError, match='`information_gain_engine="vllm"` needs .*`vllm_mode="colocate"`'):
         small_config(A2TGPOConfig, tmp_path, information_gain_engine="vllm", **options)
 
 

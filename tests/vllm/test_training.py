@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 
+from tests.rollout.attentive import attentive_model
 from tests.toys import Corridor
 from tests.trainers.small import history, small_config, tasks
 from tests.vllm.conftest import Servers
@@ -85,19 +86,21 @@ class Comparing(A2TGPOTrainer):
 
 
 def test_the_information_gain_from_the_prefix_cache(model: Path, tmp_path: Path):
-    """With new weights at every step, the cache of the old ones would show."""
+    """With new weights at every step, the cache of the old ones would show. Untrained, a model has hardly any gain."""
+    attentive_model(model).save_pretrained(tmp_path / "policy")
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "policy")
     args = small_config(
-        A2TGPOConfig, tmp_path, learning_rate=1e-2, information_gain_engine="vllm", answer_alias="best",
+        A2TGPOConfig, tmp_path, information_gain_engine="vllm", answer_alias="best",
         information_gain="log_prob", **options("colocate", ""),
     )  # fmt: skip
     rows = tasks(prompt="You are in a house with many rooms. " * 20, ground_truth=["the exit", "a door"])
-    run = Comparing(str(model), args=args, train_dataset=rows, environment_factory=Corridor)
+    run = Comparing(str(tmp_path / "policy"), args=args, train_dataset=rows, environment_factory=Corridor)
     run.train()
     assert len(run.gains) == 3
     for told, expected in run.gains:
         for ours, theirs in zip(told, expected, strict=True):
-            assert ours == pytest.approx(theirs, abs=1e-4, nan_ok=True)
-        assert any(abs(gain) > 1e-2 for gains in told for gain in gains)
+            assert ours == pytest.approx(theirs, abs=1e-3, nan_ok=True)
+        assert any(abs(gain) > 0.1 for gains in told for gain in gains)
     assert all(value > 0 for value in history(run, "information_gain/seconds"))
     del run
     gc.collect()

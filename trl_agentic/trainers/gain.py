@@ -129,7 +129,8 @@ class InformationGainTrainer(AgenticTrainer):
     _gain_seconds = 0.0
 
     def check_tasks(self, rows: Iterable[dict[str, Any]]) -> None:
-        check_full_attention(self.model)
+        if self.args.information_gain_engine == "trainer":
+            check_full_attention(self.model)
         if not self._bridge:
             raise ValueError("`answer_probe` must open the answer: its text has no token.")
         for number, row in enumerate(rows):
