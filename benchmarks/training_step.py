@@ -6,9 +6,8 @@
 
 Both train the small policy that ships with the package, or `--model`, on the same made-up rollouts, with the same
 advantages and the same loss ("dapo"). TRL pads every rollout of a batch to the longest and takes equally many in every
-pass. Each
-measurement is a process of its own, for its peak memory. On a GPU, the share of the card's rate of matrix products is
-told, which is measured too (bfloat16). The table goes to docs/results/training_step.md.
+pass. Each measurement is a process of its own, for its peak memory. On a GPU, the share of the card's rate of matrix
+products is told, which is measured too (bfloat16). The table goes to docs/results/training_step.md.
 """
 
 from __future__ import annotations
@@ -38,6 +37,8 @@ from trl_agentic.environments.alfworld import small_policy
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT, ACTION, OBSERVATION = 64, 16, 48  # tokens
 GROUP = 4  # rollouts of a task
+NAMES = {"padded": "TRL, padded", "budget": "token budget", "packed": "token budget, packed"}
+PACKED_ATTENTION = "flex_attention" if torch.cuda.is_available() else "sdpa"
 KEPT = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "advantages")
 
 
@@ -156,11 +157,14 @@ def measure(kind: str, method: str, arguments: argparse.Namespace) -> dict[str, 
             "gradient_accumulation_steps": 4, "loss_type": "dapo", "max_completion_length": max(lengths) - PROMPT,
             "gradient_checkpointing": False, "model_init_kwargs": {"dtype": "float32"},
         }  # fmt: skip
+        if method == "packed":
+            options["model_init_kwargs"]["attn_implementation"] = PACKED_ATTENTION
         ours = Budgeted(
             arguments.model,
             args=AgenticGRPOConfig(
                 **options, max_turn_tokens=ACTION, max_context_length=max(lengths),
-                max_tokens_per_micro_batch=(arguments.budget or max(lengths)) if method == "budget" else None,
+                max_tokens_per_micro_batch=None if method == "padded" else arguments.budget or max(lengths),
+                pack_micro_batches=method == "packed",
             ),
             train_dataset=rows,
             environment_factory=Nothing,
@@ -228,17 +232,16 @@ def table(results: dict[tuple[str, str], dict[str, float]], rate: float | None) 
     names = [name.replace("_", " ") for name in names] + ["FLOPs used"] * (rate is not None)
     lines = ["| " + " | ".join(names) + " |", "|---|---|" + "---:|" * (len(names) - 2)]
     for (kind, method), r in results.items():
-        name = {"padded": "TRL, padded", "budget": "token budget"}[method]
         used = "" if rate is None else f" {100 * r['flops'] / r[clock] / rate:.1f}% |"
         lines.append(
-            f"| {kind} | {name} | {r['tokens']:,.0f} | {r['positions']:,.0f} | {r[clock]:.2f} | "
+            f"| {kind} | {NAMES[method]} | {r['tokens']:,.0f} | {r['positions']:,.0f} | {r[clock]:.2f} | "
             f"{r['tokens'] / r[clock]:,.0f} | {r['memory']:,.0f} | {r['loss']:.6f} | {r['grad_norm']:.5f} |{used}"
         )
-    lines += ["", "| TRL / ours | positions | time | peak memory |", "|---|---:|---:|---:|"]
-    for kind in dict.fromkeys(kind for kind, _ in results):
-        theirs, ours = results[kind, "padded"], results[kind, "budget"]
-        ratios = (theirs[key] / ours[key] for key in ("positions", clock, "memory"))
-        lines.append(f"| {kind} | " + " | ".join(f"{ratio:.2f}x" for ratio in ratios) + " |")
+    lines += ["", "| TRL / ours | batches | positions | time | peak memory |", "|---|---|---:|---:|---:|"]
+    for (kind, method), ours in results.items():
+        if method != "padded":
+            ratios = (results[kind, "padded"][key] / ours[key] for key in ("positions", clock, "memory"))
+            lines.append(f"| {kind} | {NAMES[method]} | " + " | ".join(f"{ratio:.2f}x" for ratio in ratios) + " |")
     return "\n".join(lines)
 
 
@@ -259,7 +262,7 @@ def main() -> None:
     rate = matrix_rate() if torch.cuda.is_available() else None
     results = {}
     for kind in ("uniform", "long-tailed"):
-        for method in ("padded", "budget"):
+        for method in NAMES:
             command = [sys.executable, __file__, *sys.argv[1:], "--measure", kind, method]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             results[kind, method] = json.loads(done.stdout.splitlines()[-1])
@@ -298,8 +301,9 @@ Median of {arguments.steps - 1} steps, {clock}; rollouts are given, so generatio
 
 TRL takes {arguments.rollouts // 4} rollouts a pass, each padded to the longest of the batch. The token budget is
 {budget}. *Tokens* are those of the rollouts, *positions*
-those that forward passes computed, padding included. *Memory* is what training adds at its peak. With fewer rollouts a
-pass, TRL needs less of it and computes as many positions: it pads a batch before it cuts it.{used}
+those that forward passes computed, padding included. *Packed* rows are laid end to end in one, here with
+`{PACKED_ATTENTION}`. *Memory* is what training adds at its peak. With fewer rollouts a pass, TRL needs less of it and
+computes as many positions: it pads a batch before it cuts it.{used}
 
 {table(results, rate)}
 """

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_agentic.micro_batches import cut_by_rows, cut_by_tokens, padded_tokens, split_to, take_rows
+from trl_agentic.micro_batches import computed_tokens, cut_by_rows, cut_by_tokens, pack_rows, split_to, take_rows
 
 
 LENGTHS = [3, 20, 4, 19, 5]
@@ -21,10 +21,17 @@ def test_rows_are_cut_in_order():
 def test_tokens_are_cut_long_rows_first():
     parts = cut_by_tokens(range(5), LENGTHS, 40)
     assert parts == [[1, 3], [4, 2, 0]]  # 2 x 20, then 3 x 5; a third row of 20 columns would be 60
-    assert padded_tokens(parts, LENGTHS) == 55
-    assert padded_tokens([[0, 1, 2, 3, 4]], LENGTHS) == 100
+    assert computed_tokens(parts, LENGTHS) == 55
+    assert computed_tokens([[0, 1, 2, 3, 4]], LENGTHS) == 100
     assert cut_by_tokens([2, 0], LENGTHS, 4) == [[2], [0]]
     assert cut_by_tokens([], LENGTHS, 4) == []
+
+
+def test_packed_rows_fill_what_long_ones_leave():
+    parts = cut_by_tokens(range(5), LENGTHS, 25, packed=True)
+    assert parts == [[1, 4], [3, 2], [0]]  # 20 + 5, 19 + 4, 3
+    assert [computed_tokens([part], LENGTHS, packed=True) for part in parts] == [25, 23, 3]
+    assert split_to(parts, LENGTHS, 4, packed=True) == [[1], [4], [3, 2], [0]]
 
 
 def test_a_row_above_the_budget_is_an_error():
@@ -49,11 +56,31 @@ def test_every_row_is_in_one_micro_batch_within_the_budget(lengths: list[int], b
     assert len(split) == max(count, len(parts))
     for cut in (parts, split):
         assert sorted(row for part in cut for row in part) == list(range(len(lengths)))
-        assert all(padded_tokens([part], lengths) <= budget for part in cut)
-    assert padded_tokens(split, lengths) <= padded_tokens(parts, lengths)
-    assert sum(lengths) <= padded_tokens(parts, lengths) <= len(lengths) * max(lengths)
+        assert all(computed_tokens([part], lengths) <= budget for part in cut)
+    assert computed_tokens(split, lengths) <= computed_tokens(parts, lengths)
+    assert sum(lengths) <= computed_tokens(parts, lengths) <= len(lengths) * max(lengths)
     for one, other in zip(parts, parts[1:], strict=False):  # no two neighbours fit together
-        assert padded_tokens([one + other], lengths) > budget
+        assert computed_tokens([one + other], lengths) > budget
+
+
+@few
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(50, 200))
+def test_packed_micro_batches_are_more_than_half_full(lengths: list[int], budget: int):
+    parts = cut_by_tokens(range(len(lengths)), lengths, budget, packed=True)
+    sizes = [computed_tokens([part], lengths, packed=True) for part in parts]
+    assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
+    assert sum(sizes) == sum(lengths) and max(sizes) <= budget
+    assert all(one + other > budget for i, one in enumerate(sizes) for other in sizes[:i])
+
+
+def test_rows_end_to_end():
+    ids = torch.tensor([[11, 12, 13, 0], [21, 0, 0, 0], [31, 32, 33, 34]])
+    packed = pack_rows(ids, (ids > 0).long(), keep=2, multiple=5)
+    assert packed.input_ids.tolist() == [[11, 12, 13, 21, 31, 32, 33, 34, 0, 0]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 0, 0, 1, 2, 3, 0, 1]]
+    assert packed.labels.tolist() == [[-100, 13, -100, -100, -100, 33, 34, -100, -100, -100]]
+    values = packed.labels.clamp(min=0) / 2  # of the token behind each
+    assert packed.unpack(values).tolist() == [[0, 0, 6.5, 0], [0, 0, 0, 0], [0, 0, 16.5, 17.0]]
 
 
 def padded(prompts: list[list[int]], completions: list[list[int]]) -> dict[str, torch.Tensor]:

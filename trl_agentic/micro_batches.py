@@ -1,12 +1,14 @@
 """Which rows are computed together, and how they are laid out. Numbers and tensors in, tensors out.
 
-A forward pass computes (rows) x (longest row) positions, padding included. The loss is a sum over rows with a global
-normaliser, so the update does not depend on how rows are cut into micro-batches; time and memory do.
+A forward pass computes (rows) x (longest row) positions, padding included, or the tokens alone where rows are packed.
+The loss is a sum over rows with a global normaliser, so the update does not depend on how rows are cut into
+micro-batches; time and memory do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,39 +29,51 @@ def cut_by_rows(order: Sequence[int], max_rows: int) -> list[list[int]]:
     return [list(order[start : start + max_rows]) for start in range(0, len(order), max_rows)]
 
 
-def cut_by_tokens(order: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Micro-batches of at most `max_tokens` positions each, padding included: long rows first, like beside like.
+def cut_by_tokens(
+    order: Sequence[int], lengths: Sequence[int], max_tokens: int, packed: bool = False
+) -> list[list[int]]:
+    """Micro-batches of at most `max_tokens` positions each, long rows first: like beside like, as padding wants it.
 
     Args:
         order: numbers of the rows.
         lengths: tokens of each row, by its number.
         max_tokens: the most positions of a micro-batch.
+        packed: whether rows are packed. Then short rows fill up what long ones leave.
 
     Raises:
         ValueError: a row alone is longer than `max_tokens`.
     """
     parts: list[list[int]] = []
+    sizes: list[int] = []  # positions of each part
     for row in sorted(order, key=lambda row: -lengths[row]):
         if lengths[row] > max_tokens:
             raise ValueError(f"Row {row} has {lengths[row]} tokens: more than max_tokens ({max_tokens}).")
-        if parts and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= max_tokens:
-            parts[-1].append(row)
+        for i in range(0 if packed else max(0, len(parts) - 1), len(parts)):
+            added = lengths[row] if packed else lengths[parts[i][0]]
+            if sizes[i] + added <= max_tokens:
+                parts[i].append(row)
+                sizes[i] += added
+                break
         else:
             parts.append([row])
+            sizes.append(lengths[row])
     return parts
 
 
-def split_to(parts: Sequence[Sequence[int]], lengths: Sequence[int], count: int) -> list[list[int]]:
+def split_to(
+    parts: Sequence[Sequence[int]], lengths: Sequence[int], count: int, packed: bool = False
+) -> list[list[int]]:
     """Halves the largest micro-batches until there are `count`; empty ones are added when no rows are left to split.
 
     Args:
         parts: micro-batches as numbers of rows.
         lengths: tokens of each row, by its number.
         count: how many there must be, at least `len(parts)`.
+        packed: whether rows are packed.
     """
     split = [list(part) for part in parts]
     while len(split) < count:
-        sizes = [padded_tokens([part], lengths) if len(part) > 1 else 0 for part in split]
+        sizes = [computed_tokens([part], lengths, packed) if len(part) > 1 else 0 for part in split]
         largest = max(range(len(split)), key=sizes.__getitem__, default=-1)
         if largest < 0 or sizes[largest] == 0:
             split.append([])
@@ -69,13 +83,16 @@ def split_to(parts: Sequence[Sequence[int]], lengths: Sequence[int], count: int)
     return split
 
 
-def padded_tokens(parts: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:
+def computed_tokens(parts: Sequence[Sequence[int]], lengths: Sequence[int], packed: bool = False) -> int:
     """Positions that the forward passes over these micro-batches compute.
 
     Args:
         parts: micro-batches as numbers of rows.
         lengths: tokens of each row, by its number.
+        packed: whether rows are packed, or else padded to the longest of their micro-batch.
     """
+    if packed:
+        return sum(lengths[row] for part in parts for row in part)
     return sum(len(part) * max((lengths[row] for row in part), default=0) for part in parts)
 
 
@@ -127,3 +144,50 @@ def take_rows(rows: dict[str, Tensor], part: Sequence[int], multiple: int = 1) -
             else:
                 taken[name] = value[index] if value.dim() else value
     return taken
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """Rows laid end to end in one, of L tokens: the form in which attention tells rows by their positions.
+
+    Attributes:
+        input_ids (`Tensor` of shape (1, L)): the tokens of all rows, then those that fill up to a multiple.
+        position_ids (`Tensor` of shape (1, L)): the place of each token in its row; a row begins with 0.
+        labels (`Tensor` of shape (1, L)): the token behind each, -100 where it is not to be scored.
+        mask (`Tensor` of shape (n, W), bool): where the tokens stood in the padded rows.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    labels: Tensor
+    mask: Tensor
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """What was computed for the labels, where these tokens stood in the padded rows.
+
+        Args:
+            values (`Tensor` of shape (1, L)): 0 where the label is -100.
+
+        Returns:
+            `Tensor` of shape (n, W): 0 for padding and for tokens that were not scored.
+        """
+        return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values.roll(1, dims=1))
+
+
+def pack_rows(ids: Tensor, mask: Tensor, keep: int, multiple: int = 1) -> PackedRows:
+    """Lays padded rows end to end.
+
+    Args:
+        ids (`Tensor` of shape (n, W)): tokens of the rows.
+        mask (`Tensor` of shape (n, W)): 1 where there is a token, 0 where there is padding.
+        keep: how many of the last columns are scored. The first token of a row never is: nothing predicts it.
+        multiple: L is rounded up to a multiple of it.
+    """
+    tokens = mask.bool()
+    packed, positions = ids[tokens], (tokens.long().cumsum(1) - 1)[tokens]
+    scored = torch.zeros_like(tokens)
+    scored[:, -keep:] = True
+    labels = torch.where(scored[tokens] & (positions > 0), packed, -100).roll(-1)
+    fill = -len(packed) % multiple
+    positions = torch.cat([positions, torch.arange(fill, device=positions.device)])
+    return PackedRows(pad(packed, (0, fill))[None], positions[None], pad(labels, (0, fill), value=-100)[None], tokens)

@@ -20,13 +20,17 @@ CUTS = [(8, 1, None), (2, 4, None), (1, 8, None), (8, 1, 10_000), (4, 2, 150)]
 LOSSES = ["turn", "dapo", "grpo"]
 
 
-def trainer_of(model: Path, output_dir: Path, size: int, cuts: int, **changes: Any) -> GAGPOTrainer:
+def trainer_of(
+    model: Path, output_dir: Path, size: int, cuts: int, peft_config: Any = None, **changes: Any
+) -> GAGPOTrainer:
     """Plain gradient descent without a bound on the gradient, so that the update is the gradient."""
     args = small_config(
         GAGPOConfig, output_dir, per_device_train_batch_size=size, gradient_accumulation_steps=cuts, max_steps=2,
         optim="sgd", learning_rate=0.02, max_grad_norm=0.0, **changes,
     )  # fmt: skip
-    return GAGPOTrainer(str(model), args=args, train_dataset=tasks(), environment_factory=Corridor)
+    return GAGPOTrainer(
+        str(model), args=args, train_dataset=tasks(), environment_factory=Corridor, peft_config=peft_config
+    )
 
 
 @pytest.mark.parametrize(("loss_type", "num_iterations"), [("turn", 1), ("turn", 2), ("dapo", 2), ("grpo", 2)])
@@ -134,7 +138,7 @@ def gradients(trainer: GAGPOTrainer, rows: dict[str, Tensor], parts: list[list[i
     trainer.model.zero_grad()
     for part in parts:
         trainer._compute_loss(trainer.model, take_rows(rows, part)).backward()
-    return [parameter.grad.clone() for parameter in trainer.model.parameters()]
+    return [parameter.grad.clone() for parameter in trainer.model.parameters() if parameter.requires_grad]
 
 
 @pytest.mark.parametrize("level", ["turn", "token", "sequence"])

@@ -37,7 +37,7 @@ from trl.trainer.utils import pad, use_adapter
 from trl_agentic.environments.handle import EnvironmentHandle, WorkerOptions
 from trl_agentic.environments.tools import ToolEnvironment
 from trl_agentic.loss import aggregate, clipped_surrogate, count_turns, engine_correction, importance_ratio
-from trl_agentic.micro_batches import cut_by_rows, cut_by_tokens, split_to, take_rows
+from trl_agentic.micro_batches import cut_by_rows, cut_by_tokens, pack_rows, split_to, take_rows
 from trl_agentic.rollout.chat import ChatRenderer
 from trl_agentic.rollout.context import Context, Renderer, Row, first_messages, first_prompt, trajectory_rows
 from trl_agentic.rollout.engines import (
@@ -54,6 +54,7 @@ from trl_agentic.trainers.config import AgenticConfig
 from trl_agentic.trainers.lookahead import Lookahead
 from trl_agentic.trainers.metrics import EpisodeSummary, episode_metrics, summarize
 from trl_agentic.trainers.nonfinite import NonFiniteGuard
+from trl_agentic.trainers.packing import check_rows_are_apart, packs
 from trl_agentic.trainers.pool import EnvironmentPool, Factory
 from trl_agentic.trainers.saving import (
     TrajectoryLog,
@@ -201,6 +202,8 @@ class AgenticTrainer(GRPOTrainer):
             max_context=self._max_context(),
             stop_at_overlong_turn=args.overlong_turn == "stop",
         )
+        self._packs = packs(args.pack_micro_batches, self.model.config.get_text_config()._attn_implementation)
+        self._packing_is_checked = False
         self._eval_rollouts = 0
         self._lookahead = Lookahead(iter(()))
         if args.should_save and args.save_strategy != "no":
@@ -716,6 +719,8 @@ class AgenticTrainer(GRPOTrainer):
 
     def _prepare_inputs(self, generation_batch: Any) -> list[dict[str, Tensor]]:
         """Micro-batches of the next accumulation step, or of a whole evaluation batch. Generates when TRL would."""
+        if self._packs and not self._packing_is_checked:
+            self._check_packing()
         if not self.model.training:
             rows = self._generate_and_score_completions(generation_batch)
             return self._micro_batches("eval", rows, list(range(len(rows["rollout"]))), steps=1)[0]
@@ -751,16 +756,29 @@ class AgenticTrainer(GRPOTrainer):
             parts = cut_by_rows(sorted(index, key=lambda row: -lengths[row]) if self._may_sort else index, size)
         else:
             self._check_longest_row(max(lengths), budget)
-            parts = cut_by_tokens(index, lengths, budget)
+            parts = cut_by_tokens(index, lengths, budget, self._packs)
         counts = self.accelerator.gather(torch.tensor([len(parts)], device=self.accelerator.device))
         count = max(steps, int(counts.max()))
-        batches = [take_rows(rows, part, multiple) for part in split_to(parts, lengths, count)]
+        batches = [take_rows(rows, part, multiple) for part in split_to(parts, lengths, count, self._packs)]
         self._add_frozen_logps(mode, batches)
         cut = [batches[step * count // steps : (step + 1) * count // steps] for step in range(steps)]
         for step in cut:
             for batch in step:
                 batch["num_micro_batches"] = torch.tensor(len(step), device=self.accelerator.device)
         return cut
+
+    def _check_packing(self) -> None:
+        """Before the first rollouts: by then parameters are where they will be, sharded or not."""
+
+        def last_logps(rows: list[list[int]]) -> Tensor:
+            ids = torch.tensor(rows, device=self.accelerator.device)
+            return self._packed_logps(self.model, ids, torch.ones_like(ids), keep=4)[0][-1]
+
+        was_training = self.model.training
+        self.model.eval()  # no dropout
+        check_rows_are_apart(last_logps)
+        self.model.train(was_training)
+        self._packing_is_checked = True
 
     @property
     def _may_sort(self) -> bool:
@@ -997,9 +1015,35 @@ class AgenticTrainer(GRPOTrainer):
         return loss
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, Any]:
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        compute = self._packed_logps if self._packs else super()._get_per_token_logps_and_entropies
+        logps, entropies, aux_loss = compute(*args, **kwargs)
         self._last_logps = logps.detach()
         return logps, entropies, aux_loss
+
+    def _packed_logps(
+        self,
+        model: Any,
+        ids: Tensor,
+        mask: Tensor,
+        keep: int,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **images: None,
+    ) -> tuple[Tensor, Any, Any]:
+        """What TRL's method computes, and in the same layout, from one row that has them all.
+
+        Without a mask and a cache, attention takes positions that begin anew for the beginning of a row.
+        """
+        packed = pack_rows(ids, mask, keep, self.pad_to_multiple_of or 1)
+        router = {"output_router_logits": True} if compute_aux_loss else {}
+        with self.accelerator.autocast():
+            outputs = model(
+                input_ids=packed.input_ids, position_ids=packed.position_ids, shift_labels=packed.labels,
+                fused_lm_head=True, **router,
+            )  # fmt: skip
+        entropies = packed.unpack(outputs.entropy)[:, -keep:] if compute_entropy else None
+        aux_loss = outputs.aux_loss if compute_aux_loss else None
+        return packed.unpack(outputs.log_probs)[:, -keep:], entropies, aux_loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         self._nonfinite_guard.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)

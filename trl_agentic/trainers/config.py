@@ -45,6 +45,11 @@ class AgenticConfig(GRPOConfig):
             Token positions, padding included, that one forward pass of training or evaluation may compute: what bounds
             its memory. Rows of like length are put together, and an accumulation step makes as many passes as it
             needs; the optimizer steps stay the same. If `None`, a pass takes `per_device_train_batch_size` rows.
+        pack_micro_batches (`bool`, *optional*):
+            Whether the rows of a forward pass are laid end to end in one, without padding. Attention then tells them
+            by their positions. If `None`, they are where the model's `attn_implementation` is flash attention or
+            `"flex_attention"`. With `"sdpa"` or `"eager"` packing gives the same result, but attention computes all
+            pairs of tokens of a pass and drops those of two rows, which is slow for long passes.
         environment_workers (`str`, *optional*, defaults to `"thread"`):
             Where environments run: `"thread"`, each in a thread of the trainer's process, or `"process"`, each in a
             process of its own, which can be killed when it hangs and may crash without harm.
@@ -124,6 +129,13 @@ class AgenticConfig(GRPOConfig):
         metadata={
             "help": "Token positions, padding included, that one forward pass may compute. If `None`, a pass takes "
             "`per_device_train_batch_size` rows."
+        },
+    )
+    pack_micro_batches: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether the rows of a forward pass are laid end to end in one, without padding. If `None`, where "
+            "`attn_implementation` is flash attention or `flex_attention`."
         },
     )
 
