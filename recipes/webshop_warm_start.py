@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from small_policy import (
     TRAINING,
     WORDS,
@@ -37,10 +38,12 @@ from trl_agentic.environments.webshop import WebShopCatalogue, WebShopEngine, qu
 
 
 # One token each: what opens a piece of a page or an action, with the space after it, so that a word that is copied
-# from the one to the other stays the same token; each half of a product's number; a price.
-PATTERN = r" ?\[sep\] |find me |: |(?:click|search)\[|p\p{N}{2}(?=x)|x\p{N}{2}|\$[\p{N}.]+| [<>]|" + WORDS
+# from the one to the other stays the same token; what opens a list; a price. A product's number is three, of ten each:
+# to copy one of a hundred takes a small model ten times as long to learn.
+NUMBER = r"p\p{N}(?=\p{N}x)|\p{N}(?=x\p{N})|x\p{N}{2}"
+PATTERN = rf"next > \[sep\] | ?\[sep\] |find me |: |(?:click|search)\[|{NUMBER}|\$[\p{{N}}.]+| [<>]|" + WORDS
 GOALS_OF_A_SHOP = 800
-BATCH = 8
+BATCH = 16
 
 
 class Course(NamedTuple):
@@ -48,9 +51,8 @@ class Course(NamedTuple):
 
     name: str
     goals: int
-    learning_rate: float
-    forgets: float = 0.0
-    glances: float = 0.0
+    learning_rate: float = 1.5e-3
+    lists_only: bool = False  # the first product of a list is opened, and nothing else
     observations: bool = False  # in the loss, too
 
 
@@ -60,8 +62,6 @@ class WarmStartArguments:
     Parameters:
         scale (`float`, *optional*, defaults to `1.0`):
             Factor of the number of goals in each course.
-        forgets (`float`, *optional*, defaults to `0.4`):
-            Probability that a choice of an option is left out, in the play of the last course.
         hidden_size (`int`, *optional*, defaults to `128`):
             Width of the model.
         num_layers (`int`, *optional*, defaults to `3`):
@@ -71,24 +71,22 @@ class WarmStartArguments:
     """
 
     scale: float = field(default=1.0, metadata={"help": "Factor of the number of goals in each course."})
-    forgets: float = field(default=0.4, metadata={"help": "Probability that a choice is left out, at last."})
     hidden_size: int = field(default=128, metadata={"help": "Width of the model."})
     num_layers: int = field(default=3, metadata={"help": "Depth of the model."})
     eval_goals: int = field(default=200, metadata={"help": "Goals that the result is evaluated on."})
 
     def courses(self) -> list[Course]:
-        """Copying, acting, forgetting.
+        """Opening, copying, acting.
 
-        Every page repeats the instruction, and who comes back from a product sees the same list again: predicting
-        the pages teaches a small model to copy, which it needs before it can search for what it reads and click on
-        what it sees. Then the loss is on actions alone. The last course
-        is short and imitates a shopper who forgets to choose options: a habit that imitation keeps and that
-        reinforcement learning finds costly.
+        A product's number is the hardest to learn: it has no meaning and stands on one page, among nine others. So
+        the first course is that page and that click alone. In the second the loss is on pages, too, which repeat the
+        instruction and one another: what a small model needs to learn before it can search for what it reads. Then it
+        is on actions alone, and ends before every option is chosen as it should be: that is left to training.
         """
         return [
-            Course("copying", round(6000 * self.scale), 3e-3, glances=0.3, observations=True),
-            Course("acting", round(6400 * self.scale), 2e-3),
-            Course("forgetting", round(1200 * self.scale), 1e-3, forgets=self.forgets),
+            Course("opening", round(8000 * self.scale), lists_only=True),
+            Course("copying", round(3200 * self.scale), observations=True),
+            Course("acting", round(4800 * self.scale)),
         ]
 
 
@@ -100,8 +98,8 @@ def play(first_shop: int, course: Course, seed: int) -> list[list[ShownTurn]]:
         if goal == 0:
             engine = WebShopEngine(WebShopCatalogue.generate(seed=first_shop + shop))
         draw = random.Random(f"{seed} {first_shop + shop} {goal}")
-        steps = quick_demonstration(engine, goal, draw, course.forgets, course.glances)
-        played.append([ShownTurn(*step) for step in steps])
+        steps = quick_demonstration(engine, goal, draw)
+        played.append([ShownTurn(*step) for step in (steps[1:2] if course.lists_only else steps)])
     return played
 
 
@@ -113,11 +111,13 @@ def warm_start(arguments: WarmStartArguments, training: SFTConfig) -> Path:
     for course in courses:
         demonstrations.append(play(shop, course, training.seed))
         shop += -(-course.goals // GOALS_OF_A_SHOP)
-    shown = [turn for turns in demonstrations[0][:2000] for turn in turns]
+    shown = [turn for turns in demonstrations[1][:2000] for turn in turns]
     texts = [text for turn in shown for text in (turn.observation, turn.answer)]
     # The shop reads actions in lower case, so the policy need not know of capitals.
     tokenizer = build_tokenizer(texts, vocab_size=2048, words=PATTERN, lowercase=True)
     model = build_model(tokenizer, arguments.hidden_size, arguments.num_layers)
+    # Far apart from the start: numbers that nothing predicts become alike, and then cannot be told apart to be copied.
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
     lessons: Iterator[Lesson] = (
         Lesson(course.name, turns, course.learning_rate, course.observations)
         for course, turns in zip(courses, demonstrations, strict=True)

@@ -45,32 +45,19 @@ class QuickShopper:
 
 
 def quick_demonstration(
-    engine: WebShopEngine,
-    goal: int,
-    draw: random.Random,
-    forgets: float = 0.0,
-    glances: float = 0.0,
-    max_steps: int = 15,
+    engine: WebShopEngine, goal: int, draw: random.Random, forgets: float = 0.0, max_steps: int = 15
 ) -> list[Step]:
     """Plays one goal as [`QuickShopper`] does.
 
     Args:
         engine, draw, forgets: as there.
         goal (`int`): number of the goal.
-        glances (`float`, *optional*, defaults to `0.0`): probability that, at its list of products, some other product
-            is opened first and left again: steps that are no expert's, and bring the same list once more.
         max_steps (`int`, *optional*, defaults to `15`): steps after which it ends.
     """
     state = engine.reset(goal)
     shopper = QuickShopper(engine, draw, forgets)
     steps: list[Step] = []
     while not state.done and len(steps) < max_steps:
-        texts = state.available_actions["clickables"]
-        if "next >" in texts and draw.random() < glances:
-            products = [text for text in texts if engine.catalogue.product(text)]
-            for action in (f"click[{draw.choice(products)}]", "click[< prev]") if products else ():
-                steps.append(Step(state.observation, action, False))
-                state = engine.step(action)
         action = shopper.act(state)
         steps.append(Step(state.observation, action, True))
         state = engine.step(action)
