@@ -39,9 +39,10 @@ RUNS: dict[str, dict[str, Any]] = {
         "beta": 0.1, "invalid_action_penalty": 0.25, "shuffle_dataset": False, "lengths": (3, -1, -1),
         "max_tokens_per_micro_batch": 150, "max_context_length": 150,
     },
-    # Rollouts of several rows, on the second process of one.
+    # Rollouts of several rows, on the second process of one; rows are packed.
     "window": {
         "beta": 0.1, "invalid_action_penalty": 0.25, "shuffle_dataset": False, "lengths": (3, -1, -1),
+        "pack_micro_batches": True,
         "context": "window", "history_length": 1, "max_context_length": 150, "max_tokens_per_micro_batch": 150,
     },
     # All rollouts of the second process fail, and half of a group of the first.

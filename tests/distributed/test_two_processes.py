@@ -52,9 +52,10 @@ def test_two_processes_train_as_one_does(tiny_model_dir: Callable[..., Path], tm
         assert_equal_logs(two[0][name], expected, name)
 
 
-def test_sharded_parameters_train_as_whole_ones_do(tiny_model_dir: Callable[..., Path], tmp_path: Path):
-    """FSDP2, where the second process is idle from the second turn on and still takes part in every forward pass."""
-    ranks = launch("sharded.py", tiny_model_dir(), out=tmp_path)
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_sharded_parameters_train_as_whole_ones_do(version: str, tiny_model_dir: Callable[..., Path], tmp_path: Path):
+    """FSDP, where the second process is idle from the second turn on and still takes part in every forward pass."""
+    ranks = launch("sharded.py", tiny_model_dir(), version, out=tmp_path)
     for name in ranks[0]:
         expected = run(str(tiny_model_dir()), tmp_path / name, 1, **RUNS[name])
         assert [entry["episode/turns"] for entry in expected["log"][:3]] == [2.0] * 3

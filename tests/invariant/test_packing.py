@@ -78,6 +78,23 @@ def test_rows_of_any_length_have_the_same_log_probabilities(
     torch.testing.assert_close(packed_entropy, padded_entropy, rtol=1e-6, atol=1e-7)
 
 
+def test_flex_attention_keeps_rows_apart(model_dir: Path, tmp_path: Path):
+    """Without gradients, which torch does not compute for it on CPUs, and without compiling it, for speed."""
+    trainer = packing_trainer(model_dir, tmp_path, "flex_attention")
+    assert trainer.model.config._attn_implementation == "flex_attention"
+    trainer.model.eval()
+    mask = torch.tensor([[1] * length + [0] * (9 - length) for length in LENGTHS])
+    ids = torch.randint(5, 500, mask.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        trainer._check_packing()
+        packed = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 8)[0]
+        trainer.model.set_attn_implementation("eager")
+        trainer._packs = False
+        padded = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 8)[0]
+    assert (padded != 0).any()
+    torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("own_loss", [True, False])
 def test_a_packed_run_is_the_padded_run(own_loss: bool, model_dir: Path, tmp_path: Path):
     """Old and reference log-probabilities, evaluation and TRL's own loss included; nothing but tokens is computed."""
