@@ -28,6 +28,11 @@ def test_completions_belong_to_their_prompts(ranks: list[dict[str, Any]]):
             assert entry["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=1e-4)
 
 
+def test_rollouts_ahead_have_the_weights_of_one_step_on_all_processes(ranks: list[dict[str, Any]]):
+    """The second process is at its last turns while the first has ended: nobody sends weights before it has, too."""
+    assert [rank["ahead"] for rank in ranks] == [[[0], [0], [1]]] * 2
+
+
 def test_trl_gives_a_process_the_completions_of_another(ranks: list[dict[str, Any]]):
     """Why the loop does not use TRL's `generate`: where processes send unequally many prompts, it cuts by their own
     number. Its tool loop does so as soon as one rollout ends before another."""

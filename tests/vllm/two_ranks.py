@@ -48,6 +48,22 @@ def unequal_prompts(trainer: GAGPOTrainer) -> dict[str, Any]:
     return {"asked": asked, "got": got}
 
 
+def sampled_by(model: str, args: GAGPOConfig, rows: Dataset) -> list[list[int]]:
+    """Steps whose weights sampled the batches of a run with `rollout_ahead`, on this process."""
+    trainer = Remembering(model, args=args, train_dataset=rows, environment_factory=Numbered)
+    steps: list[list[int]] = []
+    take = trainer._next_rollouts
+
+    def remember(*args: Any) -> Any:
+        trajectories, clock = take(*args)
+        steps.append(sorted({turn.policy_step for trajectory in trajectories for turn in trajectory.turns}))
+        return trajectories, clock
+
+    trainer._next_rollouts = remember  # type: ignore[method-assign]
+    trainer.train()
+    return steps
+
+
 def main() -> None:
     model, server, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     with pytest.MonkeyPatch.context() as patch:
@@ -56,7 +72,7 @@ def main() -> None:
             GAGPOConfig, out / "run", per_device_train_batch_size=4, shuffle_dataset=False, use_vllm=True,
             vllm_mode="server", vllm_server_base_url=server, max_steps=2,
         )  # fmt: skip
-        rows = Dataset.from_list([{"number": number} for number in (0, 7)] * 2)
+        rows = Dataset.from_list([{"number": number} for number in (0, 7)] * 4)
         trainer = Remembering(model, args=args, train_dataset=rows, environment_factory=Numbered)
         assert trainer.accelerator.num_processes == 2
         trainer.train()
@@ -66,6 +82,8 @@ def main() -> None:
             "tasks": [p.task["number"] for p in trainer.played],
             "trl": unequal_prompts(trainer),
         }
+        args.rollout_ahead, args.max_steps = 1, 3
+        saved["ahead"] = sampled_by(model, args, rows)
     torch.save(saved, out / f"rank{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
 

@@ -73,9 +73,12 @@ class RolloutClock:
     The two overlap where the engine works while environments do. The waits are sums over all rollouts: from each
     request to its sample, time in the engine's queue included, and from each call of an environment to its answer,
     until the loop takes it; `env_saved` are seconds of resets that were over before they were asked for. Beside them,
-    the tokens of all prompts, and those that the engine had in its cache.
+    the tokens of all prompts, and those that the engine had in its cache; and the seconds of the whole, of which
+    `ahead_seconds` were over before anybody waited.
     """
 
+    seconds: float = 0.0
+    ahead_seconds: float = 0.0
     engine_seconds: float = 0.0
     env_seconds: float = 0.0
     engine_waits: float = 0.0

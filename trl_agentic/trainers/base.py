@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from trl_agentic.rollout.engines import (
     VLLMServerEngine,
 )
 from trl_agentic.rollout.loop import Budgets, Episode, RolloutClock, derived_seed, play
+from trl_agentic.trainers.ahead import RolloutsAhead
 from trl_agentic.trainers.budgets import check_budgets
 from trl_agentic.trainers.card import Evaluation, complete_card
 from trl_agentic.trainers.config import AgenticConfig
@@ -206,6 +208,7 @@ class AgenticTrainer(GRPOTrainer):
         self._packing_is_checked = False
         self._eval_rollouts = 0
         self._lookahead = Lookahead(iter(()))
+        self._ahead: RolloutsAhead | None = None
         if args.should_save and args.save_strategy != "no":
             check_output_dir(args.output_dir, checkpoint_bytes(self.model, args.save_only_model))
         if self.is_deepspeed_enabled and args.nonfinite_update == "skip":
@@ -257,6 +260,8 @@ class AgenticTrainer(GRPOTrainer):
 
     def ask_engine(self, engine: Engine, trajectories: list[Trajectory]) -> None:
         """Called after the rollouts of a generation, while the engine still holds their weights and contexts.
+
+        With `rollout_ahead`, that is in their thread, where no collective operation may be.
 
         Args:
             engine ([`~rollout.engines.Engine`]): who sampled them.
@@ -361,7 +366,13 @@ class AgenticTrainer(GRPOTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in TRL. At SIGTERM or SIGINT it saves a checkpoint after the current step and exits with code 0."""
         with self._stop_on_signal.listening(self.args.output_dir):
-            return super().train(*args, **kwargs)
+            try:
+                return super().train(*args, **kwargs)
+            finally:
+                if self._ahead is not None:  # it ended before its time
+                    self._ahead.give_up()
+                    self._ahead = None
+                self.environment_pool.free()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if not self.args.save_only_model:
@@ -517,7 +528,21 @@ class AgenticTrainer(GRPOTrainer):
         if temperature is None and not self.model.training:
             temperature = self.args.eval_temperature
         temperature = self.temperature if temperature is None else temperature
+        if self._ahead is not None:  # the servers get no weights before nobody samples with the last ones
+            self._ahead.wait()
+            self.accelerator.wait_for_everyone()
         environments = self.environment_pool.take(rows, self._tokenizer, self.chat_template_kwargs)
+        episodes = self._episodes_of(rows, seeds, environments)
+        with self._engine(temperature) as engine:
+            trajectories = self._play_with(engine, episodes, on_done, clock)
+            if ask is not None:
+                ask(engine, trajectories)
+        self._show_environments(environments)
+        return trajectories
+
+    def _episodes_of(
+        self, rows: list[dict[str, Any]], seeds: list[int], environments: list[EnvironmentHandle]
+    ) -> list[Episode]:
         episodes = []
         for environment, row, seed in zip(environments, rows, seeds, strict=True):
             tools = self.environment_pool.tools(row, self._tokenizer, self.chat_template_kwargs)
@@ -531,24 +556,34 @@ class AgenticTrainer(GRPOTrainer):
                     raw_action=tools is not None,
                 )
             )
-        with self._engine(temperature) as engine:
-            trajectories = play(episodes, engine, self.chat, self.budgets, on_done, clock, self.context)
-            if ask is not None:
-                ask(engine, trajectories)
-        for environment, episode, trajectory in zip(environments, episodes, trajectories, strict=True):
+        return episodes
+
+    def _play_with(
+        self,
+        engine: Engine,
+        episodes: list[Episode],
+        on_done: Callable[[int], object] | None = None,
+        clock: RolloutClock | None = None,
+    ) -> list[Trajectory]:
+        trajectories = play(episodes, engine, self.chat, self.budgets, on_done, clock, self.context)
+        for episode, trajectory in zip(episodes, trajectories, strict=True):
+            environment: Any = episode.environment
             if episode.tools is not None and trajectory.turns and trajectory.error is None:
                 _add_final_reward(environment, trajectory)
             trajectory.retries = environment.retries
             if clock is not None:
                 clock.env_saved += environment.seconds_saved
+        return trajectories
+
+    def _show_environments(self, environments: list[EnvironmentHandle]) -> None:
+        """Hands the instances to TRL, which passes them to reward functions."""
         instances = [environment.instance or environment for environment in environments]
         self.environments = [e.instance if isinstance(e, ToolEnvironment) else e for e in instances]
-        return trajectories
 
     @contextmanager
     def _engine(self, temperature: float) -> Iterator[Engine]:
         """Whoever samples, with the current weights."""
-        sampling = Sampling(temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty)
+        sampling = self._sampling(temperature)
         if self.use_vllm:
             with self._vllm_awake(), closing(self._vllm_engine(sampling)) as engine:
                 yield engine
@@ -572,6 +607,9 @@ class AgenticTrainer(GRPOTrainer):
                 any_active=self._any_active if self._params_sharded else None,
                 policy_step=self.state.global_step,
             )
+
+    def _sampling(self, temperature: float) -> Sampling:
+        return Sampling(temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty)
 
     @contextmanager
     def _vllm_awake(self) -> Iterator[None]:
@@ -640,8 +678,10 @@ class AgenticTrainer(GRPOTrainer):
                 extra["structured_outputs"] = {"regex": regex}
             urls = server_urls(self.args)
             name = served_models(urls[:1])[0]["id"]
-            # With several processes, sending weights is the work of all of them, which are busy with their rollouts.
-            on_return = self._welcome_back if self.accelerator.num_processes == 1 else None
+            # With several processes, sending weights is the work of all of them, which are busy with their rollouts;
+            # and beside the training they are not those that sampled.
+            may_send = self.accelerator.num_processes == 1 and not self.args.rollout_ahead
+            on_return = self._welcome_back if may_send else None
             patience = self.args.vllm_server_timeout
             return VLLMServerEngine(
                 urls, name, self.eos_token_ids, sampling, extra, step, patience=patience, on_return=on_return
@@ -672,16 +712,47 @@ class AgenticTrainer(GRPOTrainer):
         return super().get_batch_samples(self._lookahead, num_batches, device)
 
     def _begin_next(self, generation_batch: list[dict[str, Any]]) -> None:
-        """Begins with the next rollouts what may be done beside the training on `generation_batch`."""
-        if not self.args.prefetch_resets:
+        """Begins with the next rollouts what may be done beside the training on `generation_batch`.
+
+        All processes have their rollouts by now, so that nobody samples while the weights are sent.
+        """
+        if not self.args.prefetch_resets and not self.args.rollout_ahead:
             return
         period = self.args.steps_per_generation * self.num_iterations
         distance = period - self._step % period
         if self._update_after(distance) >= self.state.max_steps:
             return
         rows = self._lookahead.after(generation_batch, distance)
-        if rows is not None:
-            self.environment_pool.reset_ahead(rows, self._tokenizer, self.chat_template_kwargs)
+        if rows is None:
+            return
+        environments = self.environment_pool.reserve(
+            rows, self._tokenizer, self.chat_template_kwargs, reset=not self.args.rollout_ahead
+        )
+        if self.args.rollout_ahead:
+            seeds = self._rollout_seeds("train", len(rows), distance)
+            episodes = self._episodes_of(rows, seeds, environments)
+            with self._vllm_awake():
+                engine = self._vllm_engine(self._sampling(self.temperature))
+            self._ahead = RolloutsAhead(rows, engine, partial(self._play_ahead, episodes))
+
+    def _play_ahead(self, episodes: list[Episode], engine: Engine, clock: RolloutClock) -> list[Trajectory]:
+        trajectories = self._play_with(engine, episodes, clock=clock)
+        self.ask_engine(engine, trajectories)
+        self._check_servers()
+        return trajectories
+
+    def _next_rollouts(self, mode: str, rows: list[dict[str, Any]]) -> tuple[list[Trajectory], RolloutClock]:
+        """Rollouts of these rows, from the thread that they were begun in, or played now."""
+        ahead = self._ahead
+        if ahead is not None and ahead.rows is rows:
+            self._ahead = None
+            trajectories = ahead.take()
+            self._show_environments(self.environment_pool.take(rows, self._tokenizer, self.chat_template_kwargs))
+            return trajectories, ahead.clock
+        clock, started = RolloutClock(), time.perf_counter()
+        trajectories = self._play(rows, self._rollout_seeds(mode, len(rows)), clock=clock, ask=self.ask_engine)
+        clock.seconds = time.perf_counter() - started
+        return trajectories, clock
 
     def _update_after(self, steps: int) -> int:
         """Updates that will have been made `steps` accumulation steps from now."""
@@ -692,10 +763,7 @@ class AgenticTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         mode = "train" if self.model.training else "eval"
-        started = time.perf_counter()
-        clock = RolloutClock()
-        trajectories = self._play(inputs, self._rollout_seeds(mode, len(inputs)), clock=clock, ask=self.ask_engine)
-        seconds = time.perf_counter() - started
+        trajectories, clock = self._next_rollouts(mode, inputs)
         if mode == "train":
             errors = gather_object([trajectory.error for trajectory in trajectories])
             _check_failures(errors, self.args.max_failed_rollouts)
@@ -704,7 +772,7 @@ class AgenticTrainer(GRPOTrainer):
         batch = self._global_batch(trajectories, self.information_gains(inputs, trajectories), mode)
         advantages, clip_scales = self.turn_advantages(batch), self.turn_clip_scales(batch)
         own = self._own_rows(len(inputs))
-        self._log_rollouts(mode, trajectories, batch, advantages, clock, seconds)
+        self._log_rollouts(mode, trajectories, batch, advantages, clock)
         if mode == "train" and self._trajectory_log.is_due(self.state.global_step):
             credit = {**self.turn_credit(batch), "advantage": advantages}
             self._trajectory_log.hold(self.state.global_step, trajectories, credit, own.start, self.num_generations)
@@ -797,15 +865,16 @@ class AgenticTrainer(GRPOTrainer):
                 f"`max_completion_length` ({self.args.max_completion_length})."
             )
 
-    def _rollout_seeds(self, mode: str, count: int) -> list[int]:
-        """A seed for each local rollout, by its place in the global batch: the same however processes share it."""
+    def _rollout_seeds(self, mode: str, count: int, ahead: int = 0) -> list[int]:
+        """A seed for each local rollout, by its place in the global batch: the same however processes share it, and
+        the same if they begin so many accumulation steps ahead of their time."""
         first = self.accelerator.process_index * count
         if mode == "eval":
             first += self._eval_rollouts
             self._eval_rollouts += count * self.accelerator.num_processes
             return [derived_seed(self.args.seed, 1, first + i) for i in range(count)]
-        within = self._step % self.args.gradient_accumulation_steps
-        return [derived_seed(self.args.seed, 0, self.state.global_step, within, first + i) for i in range(count)]
+        update, within = self._update_after(ahead), (self._step + ahead) % self.args.gradient_accumulation_steps
+        return [derived_seed(self.args.seed, 0, update, within, first + i) for i in range(count)]
 
     def _add_reward_functions(self, inputs: list[dict[str, Any]], trajectories: list[Trajectory]) -> None:
         """Scores finished rollouts; what functions of the user give is added to the last turn's reward."""
@@ -1121,18 +1190,17 @@ class AgenticTrainer(GRPOTrainer):
         batch: TurnBatch,
         advantages: Tensor,
         clock: RolloutClock,
-        seconds: float,
     ) -> None:
         self._episodes[mode] += gather_object([summarize(trajectory) for trajectory in trajectories])
         metrics = self.turn_metrics(batch, advantages)
         turns = gather_object([sum(len(trajectory.turns) for trajectory in trajectories)])
-        times = gather_object([(seconds, clock.engine_seconds, clock.env_seconds)])
-        slowest = max(total for total, _, _ in times)
+        names = ("seconds", "engine_seconds", "env_seconds", "ahead_seconds")
+        times = gather_object([[getattr(clock, name) for name in names]])
+        for name, of_processes in zip(names, zip(*times, strict=True), strict=True):
+            metrics[f"rollout/{name}"] = max(of_processes)
+        slowest = metrics["rollout/seconds"]
         metrics["rollout/retries"] = sum(gather_object([sum(trajectory.retries for trajectory in trajectories)]))
         metrics["rollout/turns_per_second"] = sum(turns) / max(slowest, 1e-9)
-        metrics["rollout/seconds"] = slowest
-        metrics["rollout/engine_seconds"] = max(engine for _, engine, _ in times)
-        metrics["rollout/env_seconds"] = max(env for _, _, env in times)
         waits = gather_object([(clock.engine_waits, clock.env_waits, clock.env_saved)])
         for name, total in zip(("engine_wait", "env_wait", "env_wait_saved"), zip(*waits, strict=True), strict=True):
             metrics[f"rollout/{name}"] = sum(total) / max(sum(turns), 1)

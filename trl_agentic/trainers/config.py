@@ -71,6 +71,10 @@ class AgenticConfig(GRPOConfig):
             What happens if a loss, a log-probability or the gradient is NaN or infinite: `"stop"` ends the run before
             the weights change, `"skip"` leaves the update out, up to ten times in a row. Either names the rollouts
             that caused it.
+        rollout_ahead (`int`, *optional*, defaults to `0`):
+            Batches of rollouts that are sampled beside the training on the one before: `0`, or `1` with
+            `vllm_mode="server"`. They are then sampled by the weights of one batch before, which the importance
+            correction makes up for.
         vllm_server_base_urls (`list[str]`, *optional*):
             Several servers in place of `vllm_server_base_url`. A rollout stays with one of them, and each gets the
             weights, server `i` through port `vllm_group_port + i`.
@@ -176,6 +180,13 @@ class AgenticConfig(GRPOConfig):
             "choices": ["stop", "skip"],
         },
     )
+    rollout_ahead: int = field(
+        default=0,
+        metadata={
+            "help": "Batches of rollouts that a vLLM server samples beside the training on the one before.",
+            "choices": [0, 1],
+        },
+    )
     vllm_server_base_urls: list[str] | None = field(
         default=None,
         metadata={
@@ -189,6 +200,7 @@ class AgenticConfig(GRPOConfig):
         self._check_environment_fields()
         if self.vllm_server_base_urls and self.vllm_server_base_url not in (None, self.vllm_server_base_urls[0]):
             raise ValueError("Set `vllm_server_base_url` or `vllm_server_base_urls`, not both.")
+        self._check_rollout_ahead()
         for name in ("max_turns", "max_turn_tokens", "max_tokens_per_micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -260,6 +272,22 @@ class AgenticConfig(GRPOConfig):
             raise ValueError(f"`nonfinite_update` must be 'stop' or 'skip', got {self.nonfinite_update!r}.")
         if not 0 <= self.max_failed_rollouts <= 1:
             raise ValueError(f"`max_failed_rollouts` must be a share from 0 to 1, got {self.max_failed_rollouts}.")
+
+    def _check_rollout_ahead(self) -> None:
+        if self.rollout_ahead not in (0, 1):
+            raise ValueError(f"`rollout_ahead` must be 0 or 1, got {self.rollout_ahead}.")
+        if not self.rollout_ahead:
+            return
+        if not self.use_vllm or self.vllm_mode != "server":
+            raise ValueError(
+                "`rollout_ahead=1` samples beside the training, which only a vLLM server can: set `use_vllm=True` and "
+                "`vllm_mode='server'`, or `rollout_ahead=0`."
+            )
+        if not self.vllm_importance_sampling_correction:
+            raise ValueError(
+                "`rollout_ahead=1` needs `vllm_importance_sampling_correction=True`, which corrects for the older "
+                "weights that sampled. Set it, or `rollout_ahead=0`."
+            )
 
     def require_penalty_in_return(self, rule: str) -> None:
         """For rules that read nothing of the rewards but their sum over an episode.

@@ -185,7 +185,7 @@ class EnvironmentPool:
     ) -> list[EnvironmentHandle]:
         """One environment for each row, all different; they are taken again by the next call.
 
-        Those of [`reset_ahead`] are kept for the very list of rows that it was given.
+        Those of [`reserve`] are kept for the very list of rows that it was given.
         """
         kept: list[EnvironmentHandle] = []
         if self._ahead is not None:
@@ -206,21 +206,29 @@ class EnvironmentPool:
             taken.append(free[name].pop())
         return taken
 
-    def reset_ahead(
+    def reserve(
         self,
         rows: list[dict[str, Any]],
         tokenizer: PreTrainedTokenizerBase,
         chat_template_kwargs: dict[str, Any] | None = None,
-    ) -> None:
-        """Begins to reset the environments that [`take`] will give for `rows`; nobody else gets them until then.
+        reset: bool = True,
+    ) -> list[EnvironmentHandle]:
+        """The environments that [`take`] will give for `rows`; nobody else gets them until then.
 
-        An error is raised by the `reset` that asks for it. What was begun ahead before and not taken is given up.
+        With `reset` they begin their episodes; an error is raised by the `reset` that asks for it. What was reserved
+        before and not taken is free again.
         """
         self._ahead = None
         handles = self.take(rows, tokenizer, chat_template_kwargs)
-        for handle, row in zip(handles, rows, strict=True):
-            handle.reset_ahead(**self.reset_arguments(row))
+        if reset:
+            for handle, row in zip(handles, rows, strict=True):
+                handle.reset_ahead(**self.reset_arguments(row))
         self._ahead = rows, handles
+        return handles
+
+    def free(self) -> None:
+        """Gives up what was reserved."""
+        self._ahead = None
 
     def tools(
         self,

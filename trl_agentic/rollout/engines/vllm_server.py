@@ -94,14 +94,15 @@ class VLLMServerEngine:
 
     def submit(self, request: Request, done: Done) -> None:
         """See [`Engine`]."""
-        self._threads.submit(self._answer, request, done)
+        answer = self._threads.submit(self._answer, request, done)
+        answer.add_done_callback(lambda answer: done(_closed()) if answer.cancelled() else None)
 
     def step(self, active: int, busy: int) -> float | None:
         """See [`Engine`]. The work is done elsewhere."""
         return math.inf if active else None
 
     def close(self) -> None:
-        """Drops requests that have not been sent, and the connections."""
+        """Drops requests that have not been sent, and the connections. Whoever waits for one of them is told."""
         self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._session.close()
@@ -167,6 +168,10 @@ class VLLMServerEngine:
                 ) from error
             time.sleep(0.5)
         self._on_return(url)
+
+
+def _closed() -> Exception:
+    return RuntimeError("The engine was closed before the request was sent.")
 
 
 def is_up(url: str) -> bool:
