@@ -50,6 +50,7 @@ def test_the_version_is_the_one_that_was_read():
         ("_calculate_rewards", ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
         ("_prepare_inputs", ["self", "generation_batch"]),
         ("compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
+        ("get_batch_samples", ["self", "epoch_iterator", "num_batches", "device"]),
         ("log", ["self", "logs", "start_time"]),
         ("evaluate", ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]),
         (

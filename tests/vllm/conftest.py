@@ -47,12 +47,17 @@ class Servers:
         self._running: dict[str, tuple[subprocess.Popen[bytes], list[str]]] = {}
 
     def __call__(self, model: Path, *flags: str, backend: str = "disk") -> str:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = _free_port()
         command = [sys.executable, "-m", "trl_agentic", "serve", str(model), "--port", str(port)]
         url = f"http://127.0.0.1:{port}"
         self._start(url, [*command, "--backend", backend, *CPU_FLAGS, *flags])
+        return url
+
+    def plain(self, model: Path) -> str:
+        """Starts a server with none of the flags that training needs."""
+        port = _free_port()
+        url = f"http://127.0.0.1:{port}"
+        self._start(url, ["vllm", "serve", str(model), "--port", str(port), *CPU_FLAGS])
         return url
 
     def kill(self, url: str) -> None:
@@ -97,6 +102,13 @@ def serve(cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
 def server(serve: Callable[..., str], model: Path) -> str:
     """URL of a server of the tiny model. Its weights are those that were sent last."""
     return serve(model)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _wait(url: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 300.0) -> None:

@@ -235,6 +235,11 @@ def test_a_server_that_is_not_there(model: Path, tmp_path: Path):
         trainer(model, tmp_path, **gone)
 
 
+def test_a_server_that_was_started_as_for_inference(model: Path, serve: Servers, tmp_path: Path):
+    with pytest.raises(ValueError, match="hides the endpoints that weights are sent through(.|\n)*vllm serve .*nccl"):
+        trainer(model, tmp_path, **options("server", serve.plain(model)))
+
+
 def test_a_context_that_is_longer_than_the_servers(model: Path, server: str, tmp_path: Path):
     with pytest.raises(ValueError, match="`max_context_length` is 2000, but .* takes 1024(.|\n)*--max-model-len 2000"):
         trainer(model, tmp_path, max_context_length=2000, **options("server", server))
