@@ -118,19 +118,20 @@ class RememberingBatches(GAGPOTrainer):
 def test_rollouts_of_the_next_step_are_sampled_beside_the_update(
     model: Path, server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    changes = {"rollout_ahead": 1, "max_steps": 4, "learning_rate": 1e-2, "num_generations": 2}
+    """An epoch has three batches; the first of each is sampled by the weights that are trained."""
+    changes = {"rollout_ahead": 1, "max_steps": 4, "learning_rate": 1e-2}
     run = trainer(model, tmp_path, RememberingBatches, **changes, **options("server", server))
     run.train()
     gaps = history(run, "sampling/sampling_logp_difference/max")
     ratios = history(run, "sampling/importance_sampling_ratio/mean")
     with capfd.disabled():
         print(f"\nahead: importance ratios {ratios}, largest gaps {gaps}")
-    assert [{turn.policy_step for t in step for turn in t.turns} for step in run.played] == [{0}, {0}, {1}, {2}]
-    assert gaps[0] < 1e-4 and min(gaps[1:]) > 1e-3
+    assert [{turn.policy_step for t in step for turn in t.turns} for step in run.played] == [{0}, {0}, {1}, {3}]
+    assert max(gaps[0], gaps[3]) < 1e-4 and min(gaps[1:3]) > 1e-3
     assert ratios[0] == pytest.approx(1.0, abs=1e-4) and all(0.2 < ratio < 2 for ratio in ratios)
     assert all(norm > 0 for norm in history(run, "grad_norm"))
     seconds, ahead = history(run, "rollout/seconds"), history(run, "rollout/ahead_seconds")
-    assert ahead[0] == 0 and all(0 < ahead[k] <= seconds[k] for k in (1, 2, 3))
+    assert ahead[0] == ahead[3] == 0 and all(0 < ahead[k] <= seconds[k] for k in (1, 2))
 
 
 def test_the_gap_shows_weights_that_were_not_sent(model: Path, server: str, tmp_path: Path):
