@@ -1,0 +1,60 @@
+"""The tables of the engines' comparison, by hand, and what is run for it."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "engines.py"
+
+
+@pytest.fixture
+def engines() -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
+
+
+def log(*successes: float, ratio: float | None = None) -> list[dict[str, Any]]:
+    told = {} if ratio is None else {
+        "sampling/importance_sampling_ratio/mean": ratio, "sampling/sampling_logp_difference/max": 2e-6,
+    }  # fmt: skip
+    return [{"episode/success": success, "step_time": 10.0 + k, **told} for k, success in enumerate(successes)]
+
+
+def test_tables_and_plot(engines: SimpleNamespace, tmp_path: Path):
+    logs = {
+        ("transformers", 0): log(0.1, 0.2, 0.5),
+        ("transformers", 1): log(0.3, 0.2, 0.7),
+        ("server", 0): log(0.1, 0.25, 0.45, ratio=1.0),
+        ("server", 1): log(0.3, 0.2, 0.7, ratio=1.001),
+    }
+    assert engines.curves(logs).splitlines()[2:] == [
+        "| 1 | 10.0% | 30.0% | 10.0% | 30.0% |",
+        "| 2 | 20.0% | 20.0% | 25.0% | 20.0% |",
+        "| 3 | 50.0% | 70.0% | 45.0% | 70.0% |",
+    ]
+    assert engines.engine_table(logs).splitlines()[2:] == [
+        "| transformers | 20.0% | 40.0% |  |  | 11.0 |",
+        "| server | 20.0% | 40.0% | 1.000500 | 2.0e-06 | 11.0 |",
+    ]
+    # Same seed: 0, 0.05, 0.05 and three times 0. Same engine: 0.2, 0, 0.2 and 0.2, 0.05, 0.25.
+    assert engines.noise(logs) == pytest.approx((0.1 / 6, 0.9 / 6))
+    engines.plot(logs, tmp_path / "engines.png")
+    assert (tmp_path / "engines.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_what_is_logged_of_an_update(engines: SimpleNamespace, tmp_path: Path):
+    history = [{"step": 1, "episode/success": 0.5}, {"step": 1, "train_loss": 0.1}]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    assert engines.read_log(tmp_path) == history[:1]
+
+
+def test_what_an_engine_adds_to_the_recipe(engines: SimpleNamespace):
+    assert engines.recipe_arguments("transformers", None) == []
+    assert engines.recipe_arguments("colocate", None)[-1] == "colocate"
+    assert engines.recipe_arguments("server", "http://a:1")[-2:] == ["--vllm_server_base_url", "http://a:1"]
