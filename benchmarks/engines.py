@@ -1,7 +1,7 @@
 """GAGPO on ALFWorld with each of the three engines: the quickstart's first updates, same seeds, same games.
 
     python benchmarks/engines.py
-    python benchmarks/engines.py --seeds 1 --updates 2
+    python benchmarks/engines.py --seeds 1 --updates 2 --output_dir /tmp
     python benchmarks/engines.py --server http://localhost:8000
 
 Runs `recipes/alfworld_gagpo.py` with `model.generate`, with a vLLM server and with vLLM in the trainer's process, one
@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -100,33 +101,32 @@ def read_log(out: Path) -> Log:
 
 
 def curves(logs: dict[tuple[str, int], Log]) -> str:
-    """Success in the rollouts of each update: one line an update, one column a run."""
+    """Success in the rollouts of each update and the norm of its gradient: one line an update, one column a run."""
     head = ["update", *(f"{engine}, seed {seed}" for engine, seed in logs)]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * len(logs) + "|"]
-    for k, entries in enumerate(zip(*logs.values(), strict=True), start=1):
-        lines.append("| " + " | ".join([str(k), *(f"{100 * entry[SUCCESS]:.1f}%" for entry in entries)]) + " |")
+    for k, entries in enumerate(zip_longest(*logs.values()), start=1):
+        cells = [
+            "" if entry is None else f"{100 * entry[SUCCESS]:.1f}%, {entry['grad_norm']:.4f}" for entry in entries
+        ]
+        lines.append("| " + " | ".join([str(k), *cells]) + " |")
     return "\n".join(lines)
 
 
-def engine_table(logs: dict[tuple[str, int], Log]) -> str:
-    """One line an engine: success in the first and the second half, the mismatch with the trainer, seconds."""
+def run_table(logs: dict[tuple[str, int], Log]) -> str:
+    """One line a run: success over all updates, the mismatch between engine and trainer, seconds."""
     lines = [
-        "| engine | first half | second half | importance ratio, mean | largest gap of a log-probability "
-        "| seconds an update |",
+        "| run | updates | success | importance ratio, mean | largest gap of a log-probability "
+        "| seconds of the fastest update |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for engine in dict.fromkeys(engine for engine, _ in logs):
-        runs = [log for (name, _), log in logs.items() if name == engine]
-        half = len(runs[0]) // 2
-        cells = [f"{100 * statistics.fmean(e[SUCCESS] for log in runs for e in log[:half]):.1f}%"]
-        cells.append(f"{100 * statistics.fmean(e[SUCCESS] for log in runs for e in log[half:]):.1f}%")
-        entries = [entry for log in runs for entry in log]
-        if RATIO in entries[0]:
-            cells += [f"{statistics.fmean(e[RATIO] for e in entries):.6f}", f"{max(e[GAP] for e in entries):.1e}"]
+    for (engine, seed), log in logs.items():
+        cells = [str(len(log)), f"{100 * statistics.fmean(e[SUCCESS] for e in log):.1f}%"]
+        if RATIO in log[0]:
+            cells += [f"{statistics.fmean(e[RATIO] for e in log):.6f}", f"{max(e[GAP] for e in log):.1e}"]
         else:
             cells += ["", ""]
-        cells.append(f"{statistics.median(e[SECONDS] for e in entries):.1f}")
-        lines.append(f"| {engine} | " + " | ".join(cells) + " |")
+        cells.append(f"{min(e[SECONDS] for e in log):.1f}")
+        lines.append(f"| {engine}, seed {seed} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -138,7 +138,7 @@ def noise(logs: dict[tuple[str, int], Log]) -> tuple[float, float]:
     for i, ((engine, seed), log) in enumerate(runs):
         for (other_engine, other_seed), other in runs[:i]:
             if (engine == other_engine) != (seed == other_seed):
-                gaps[seed == other_seed] += [abs(a[SUCCESS] - b[SUCCESS]) for a, b in zip(log, other, strict=True)]
+                gaps[seed == other_seed] += [abs(a[SUCCESS] - b[SUCCESS]) for a, b in zip(log, other, strict=False)]
     return statistics.fmean(gaps[True] or [0.0]), statistics.fmean(gaps[False] or [0.0])
 
 
@@ -156,22 +156,22 @@ def plot(logs: dict[tuple[str, int], Log], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def report(logs: dict[tuple[str, int], Log], updates: int, seeds: int) -> str:
+def report(logs: dict[tuple[str, int], Log], command: str) -> str:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("transformers", "vllm", "trl", "torch"))
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     between_engines, between_seeds = noise(logs)
     return f"""# GAGPO on ALFWorld through three engines
 
-`python benchmarks/engines.py --updates {updates} --seeds {seeds}`: the first updates of the
-[quickstart](alfworld_gagpo.md), 64 rollouts each on generated games, sampled by `model.generate` (transformers), by a
-vLLM server (server) and by vLLM in the trainer's process (colocate), in float32. A seed has the same games in the same
-order and the same random numbers with every engine: they part where rounding decides between two tokens.
-{platform.machine()} with {machine}, one thread a process, beside other programs. {versions}.
+`{command}`: the first updates of the [quickstart](alfworld_gagpo.md), 64 rollouts each on generated games, sampled by
+`model.generate` (transformers), by a vLLM server (server) and by vLLM in the trainer's process (colocate), in float32.
+A seed has the same games in the same order and the same random numbers with every engine: they part where rounding
+decides between two tokens. {platform.machine()} with {machine}, one thread a process. {versions}.
 
-{engine_table(logs)}
+{run_table(logs)}
 
-Means over all updates and seeds; seconds are the median. The ratio is that of the model's probability of a sampled
-token to the engine's, with weights that are sent at every update. Success in the rollouts of each update:
+Success is that of the training rollouts, a mean over the updates. The ratio is that of the model's probability of a
+sampled token to the engine's, whose weights are sent at every update. The machine had other work to do, so seconds say
+little. Success in the rollouts of each update, and the norm of its gradient:
 
 {curves(logs)}
 
@@ -187,19 +187,17 @@ def main() -> None:
         train(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=2, help="number of seeds, from 0")
-    parser.add_argument("--updates", type=int, default=8)
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--seeds", type=int, default=2, help="number of seeds with transformers, from 0")
+    parser.add_argument("--vllm_seeds", type=int, default=1, help="number of seeds with vLLM")
+    parser.add_argument("--updates", type=int, default=6)
     parser.add_argument("--server", help="URL of a vLLM server of the quickstart's policy; started here on a CPU")
     parser.add_argument("--runs_dir", type=Path, default=ROOT / "outputs" / "engines")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
     arguments = parser.parse_args()
-    if arguments.updates < 2:
-        parser.error("--updates must be at least 2: the table compares two halves.")
     outs = {
         (engine, seed): arguments.runs_dir / f"{engine}_{seed}"
-        for engine in arguments.engines
-        for seed in range(arguments.seeds)
+        for engine in ENGINES
+        for seed in range(arguments.seeds if engine == "transformers" else arguments.vllm_seeds)
     }
 
     def run(engine: str, seed: int, url: str | None) -> None:
@@ -218,7 +216,7 @@ def main() -> None:
         else:
             run(engine, seed, arguments.server)
     logs = {key: read_log(out) for key, out in outs.items()}
-    text = report(logs, arguments.updates, arguments.seeds)
+    text = report(logs, " ".join(["python benchmarks/engines.py", *sys.argv[1:]]))
     print(f"\n{text}")
     plot(logs, arguments.output_dir / "engines.png")
     (arguments.output_dir / "engines.md").write_text(text)

@@ -23,27 +23,30 @@ def log(*successes: float, ratio: float | None = None) -> list[dict[str, Any]]:
     told = {} if ratio is None else {
         "sampling/importance_sampling_ratio/mean": ratio, "sampling/sampling_logp_difference/max": 2e-6,
     }  # fmt: skip
-    return [{"episode/success": success, "step_time": 10.0 + k, **told} for k, success in enumerate(successes)]
+    return [
+        {"episode/success": success, "step_time": 10.0 + k, "grad_norm": 0.25 + k, **told}
+        for k, success in enumerate(successes)
+    ]
 
 
 def test_tables_and_plot(engines: SimpleNamespace, tmp_path: Path):
     logs = {
         ("transformers", 0): log(0.1, 0.2, 0.5),
         ("transformers", 1): log(0.3, 0.2, 0.7),
-        ("server", 0): log(0.1, 0.25, 0.45, ratio=1.0),
-        ("server", 1): log(0.3, 0.2, 0.7, ratio=1.001),
+        ("server", 0): log(0.1, 0.25, ratio=1.0),
     }
     assert engines.curves(logs).splitlines()[2:] == [
-        "| 1 | 10.0% | 30.0% | 10.0% | 30.0% |",
-        "| 2 | 20.0% | 20.0% | 25.0% | 20.0% |",
-        "| 3 | 50.0% | 70.0% | 45.0% | 70.0% |",
+        "| 1 | 10.0%, 0.2500 | 30.0%, 0.2500 | 10.0%, 0.2500 |",
+        "| 2 | 20.0%, 1.2500 | 20.0%, 1.2500 | 25.0%, 1.2500 |",
+        "| 3 | 50.0%, 2.2500 | 70.0%, 2.2500 |  |",
     ]
-    assert engines.engine_table(logs).splitlines()[2:] == [
-        "| transformers | 20.0% | 40.0% |  |  | 11.0 |",
-        "| server | 20.0% | 40.0% | 1.000500 | 2.0e-06 | 11.0 |",
+    assert engines.run_table(logs).splitlines()[2:] == [
+        "| transformers, seed 0 | 3 | 26.7% |  |  | 10.0 |",
+        "| transformers, seed 1 | 3 | 40.0% |  |  | 10.0 |",
+        "| server, seed 0 | 2 | 17.5% | 1.000000 | 2.0e-06 | 10.0 |",
     ]
-    # Same seed: 0, 0.05, 0.05 and three times 0. Same engine: 0.2, 0, 0.2 and 0.2, 0.05, 0.25.
-    assert engines.noise(logs) == pytest.approx((0.1 / 6, 0.9 / 6))
+    # Same seed: 0 and 0.05. Same engine: 0.2, 0 and 0.2.
+    assert engines.noise(logs) == pytest.approx((0.05 / 2, 0.4 / 3))
     engines.plot(logs, tmp_path / "engines.png")
     assert (tmp_path / "engines.png").read_bytes()[1:4] == b"PNG"
 

@@ -96,7 +96,7 @@ def test_environments_that_are_reset_ahead_are_kept_for_their_rows():
     first, others = [{"length": 1}, {"length": 2}], [{"length": 1}, {"length": 2}]
     before = pool.take(first, TOKENIZER)
     rows = [{"length": 3}, {"length": 2}]
-    pool.reset_ahead(rows, TOKENIZER)
+    pool.reserve(rows, TOKENIZER)
     between = pool.take(others, TOKENIZER)  # an evaluation
     assert not set(map(id, between)) & set(map(id, before))
     taken = pool.take(rows, TOKENIZER)
@@ -105,6 +105,6 @@ def test_environments_that_are_reset_ahead_are_kept_for_their_rows():
     assert pool.take(rows, TOKENIZER) == before  # taken again, as ever
     for handle in between:
         handle.reset()
-    pool.reset_ahead(rows, TOKENIZER)
+    pool.reserve(rows, TOKENIZER)
     pool.close()
     assert events.count("made") == events.count("closed") == 5
