@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import requests
@@ -218,7 +219,10 @@ def test_the_command_serves_a_corpus(tmp_path):
         "--port",
         "0",
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=heard
+    ) as process:
         try:
             url = re.search(r"at (\S+)$", process.stdout.readline()).group(1)
             assert HTTPRetriever(url).search(["born"], 3) == BM25Retriever(TEXTS).search(["born"], 3)
