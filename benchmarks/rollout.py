@@ -192,7 +192,7 @@ class Loop:
         rows = load.rows()
         if self.is_ours:
             started = time.perf_counter()
-            played = self.trainer.rollout(rows, temperature=0.01)
+            played = self.trainer.rollout(rows, temperature=0.01, batch_size=len(rows))
             seconds, turns = time.perf_counter() - started, sum(len(t.turns) for t in played)
         else:
             self.trainer.model.train()
@@ -236,9 +236,11 @@ def loads(quick: bool) -> dict[str, list[Load]]:
         return {"lengths and latencies": [Load("long-tailed", 8, 8, latency) for latency in (0.0, 0.05)]}
     return {
         "lengths and latencies": [
-            Load(lengths, 64, 16, latency) for lengths in ("uniform", "long-tailed") for latency in (0.0, 0.05, 0.5)
+            Load(lengths, 64, longest, latency)
+            for lengths, longest in (("uniform", 16), ("long-tailed", MOST))
+            for latency in (0.0, 0.05, 0.5)
         ],
-        "environments": [Load("long-tailed", n, 16, 0.05) for n in (8, 16, 32, 64, 128, 256)],
+        "environments": [Load("long-tailed", n, MOST, 0.05) for n in (8, 16, 32, 64, 128, 256)],
         "turns": [Load("equal", 32, n, 0.0) for n in (2, 4, 8, 16, 32)],
     }
 

@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_agentic.micro_batches import computed_tokens, cut_by_rows, cut_by_tokens, pack_rows, split_to, take_rows
+from trl_agentic.micro_batches import (
+    balanced,
+    computed_tokens,
+    cut_by_rows,
+    cut_by_tokens,
+    pack_rows,
+    split_to,
+    take_rows,
+)
 
 
 LENGTHS = [3, 20, 4, 19, 5]
@@ -71,6 +79,38 @@ def test_packed_micro_batches_are_more_than_half_full(lengths: list[int], budget
     assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
     assert sum(sizes) == sum(lengths) and max(sizes) <= budget
     assert all(one + other > budget for i, one in enumerate(sizes) for other in sizes[:i])
+
+
+def loads(lengths: list[list[int]], places: list[list[int]]) -> list[int]:
+    """Tokens that each process has."""
+    held = [0] * len(lengths)
+    for rows, of_rows in zip(lengths, places, strict=True):
+        for tokens, process in zip(rows, of_rows, strict=True):
+            held[process] += tokens
+    return held
+
+
+def test_rows_go_where_tokens_are_few():
+    assert balanced([[9, 4, 2], [1], [5, 5]]) == [[1, 0, 0], [0], [2, 2]]  # 15, 1, 10: 6, 10, 10: 7, 9, 10
+    assert balanced([[7], [7, 1]]) == [[0], [1, 1]]  # moving 1 would only turn it round
+    assert balanced([[3, 3], []]) == [[1, 0], []]
+    assert balanced([[5, 9]]) == [[0, 0]]
+
+
+@few
+@given(st.lists(st.lists(st.integers(1, 50), max_size=12), min_size=1, max_size=5))
+def test_balanced_processes_differ_by_less_than_a_row_that_could_move(lengths: list[list[int]]):
+    places = balanced(lengths)
+    before, after = loads(lengths, [[i] * len(rows) for i, rows in enumerate(lengths)]), loads(lengths, places)
+    assert sum(after) == sum(before) and max(after) <= max(before) and min(after) >= min(before)
+    fullest = after.index(max(after))
+    held = [
+        tokens
+        for rows, of_rows in zip(lengths, places, strict=True)
+        for tokens, process in zip(rows, of_rows, strict=True)
+        if process == fullest
+    ]
+    assert max(after) - min(after) <= min(held, default=0)
 
 
 def test_rows_end_to_end():

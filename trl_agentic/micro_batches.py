@@ -83,6 +83,35 @@ def split_to(
     return split
 
 
+def balanced(lengths: Sequence[Sequence[int]]) -> list[list[int]]:
+    """To which process each row goes, so that all have about equally many tokens to compute. Few rows move.
+
+    The row whose move evens out the most goes from the process with the most tokens to the one with the fewest, until
+    no move makes the two more alike.
+
+    Args:
+        lengths: tokens of each row, by process.
+
+    Returns:
+        The process of each row, in the same form.
+    """
+    places = [[process] * len(rows) for process, rows in enumerate(lengths)]
+    held = {process: [(process, row) for row in range(len(rows))] for process, rows in enumerate(lengths)}
+    loads = [sum(rows) for rows in lengths]
+    while True:
+        most, fewest = loads.index(max(loads)), loads.index(min(loads))
+        gap = loads[most] - loads[fewest]
+        movable = [(origin, row) for origin, row in held[most] if 0 < lengths[origin][row] < gap]
+        if not movable:
+            return places
+        origin, row = best = min(movable, key=lambda at: abs(gap - 2 * lengths[at[0]][at[1]]))
+        held[most].remove(best)
+        held[fewest].append(best)
+        places[origin][row] = fewest
+        loads[most] -= lengths[origin][row]
+        loads[fewest] += lengths[origin][row]
+
+
 def computed_tokens(parts: Sequence[Sequence[int]], lengths: Sequence[int], packed: bool = False) -> int:
     """Positions that the forward passes over these micro-batches compute.
 

@@ -70,14 +70,19 @@ class Fragile(Corridor):
 
 
 class Recording(AgenticTrainer):
-    """Keeps the advantages of every global batch."""
+    """Keeps the advantages of every global batch, and counts the tokens that this process trains on."""
 
     recorded: list[Tensor]
+    tokens = 0
 
     def turn_advantages(self, batch: TurnBatch) -> Tensor:
         advantages = super().turn_advantages(batch)
         self.recorded = [*getattr(self, "recorded", []), advantages]
         return advantages
+
+    def _accumulation_steps(self, rows: dict[str, Tensor]) -> list[list[dict[str, Tensor]]]:
+        self.tokens += int(rows["prompt_mask"].sum() + rows["completion_mask"].sum())
+        return super()._accumulation_steps(rows)
 
 
 class RecordingGAGPO(Recording, GAGPOTrainer):
@@ -115,6 +120,7 @@ def run(model: str, output_dir: Path, processes: int, **changes: Any) -> dict[st
     return {
         "world": trainer.accelerator.num_processes,
         "advantages": trainer.recorded,
+        "tokens": trainer.tokens,
         "parameters": parameters(trainer),
         "log": trainer.state.log_history,
         "rollouts": [[turn.action_ids for turn in t.turns] for t in played],

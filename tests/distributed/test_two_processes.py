@@ -50,6 +50,10 @@ def test_two_processes_train_as_one_does(tiny_model_dir: Callable[..., Path], tm
             assert_equal_runs(rank[name], expected, name)
             assert rank[name]["rollouts"] == expected["rollouts"]
         assert_equal_logs(two[0][name], expected, name)
+        tokens = [rank[name]["tokens"] for rank in two]
+        assert sum(tokens) == expected["tokens"]
+        if name in ("idle", "window"):  # with a budget of tokens, each process has half of them
+            assert max(tokens) < 0.55 * sum(tokens), (name, tokens)
 
 
 @pytest.mark.parametrize("version", ["1", "2"])

@@ -76,7 +76,7 @@ def test_micro_batches_hold_rows_of_like_length(
     assert widths == sorted(widths, reverse=True) and widths[0] > widths[-1]
     assert len(steps) == 4 and all(steps)
     assert (max(map(len, steps)) > 1) is (budget is not None)
-    assert sorted(row for step in steps for batch in step for row in batch["rollout"].tolist()) == list(range(8))
+    assert sorted(row for step in steps for batch in step for row in batch["rollout_ids"].tolist()) == list(range(8))
 
 
 def test_chance_decides_which_optimizer_step_a_rollout_is_for(model_dir: Path, tmp_path: Path):
@@ -87,7 +87,9 @@ def test_chance_decides_which_optimizer_step_a_rollout_is_for(model_dir: Path, t
     order = torch.randperm(8).tolist()
     torch.manual_seed(0)
     trainer._prepare_inputs(TASKS)
-    drawn = [sorted(row for batch in step for row in batch["rollout"].tolist()) for step in trainer._buffered_inputs]
+    drawn = [
+        sorted(row for batch in step for row in batch["rollout_ids"].tolist()) for step in trainer._buffered_inputs
+    ]
     assert drawn == [sorted(order[:4]), sorted(order[4:])]
 
 
@@ -100,7 +102,9 @@ def test_a_loss_with_means_over_micro_batches_keeps_their_rows(model_dir: Path, 
         trainer.loss_type = loss_type
         torch.manual_seed(3)
         trainer._prepare_inputs(TASKS)
-        kept.append([row for step in trainer._buffered_inputs for batch in step for row in batch["rollout"].tolist()])
+        kept.append(
+            [row for step in trainer._buffered_inputs for batch in step for row in batch["rollout_ids"].tolist()]
+        )
     torch.manual_seed(3)
     assert kept[0] == torch.randperm(8).tolist() != kept[1]
     assert not trainer_of(model_dir, tmp_path, 2, 4, loss_type="dapo", entropy_coef=0.1, **changes)._may_sort
@@ -185,6 +189,7 @@ def test_the_order_of_the_rollouts_does_not_change_their_advantages(model_dir: P
     trainer._rollout_seeds = lambda mode, count: [plain[i] for i in order]
     permuted = trainer._generate_and_score_completions([inputs[i] for i in order])
     width = min(rows["advantages"].size(1), permuted["advantages"].size(1))
-    assert torch.equal(rows["completion_ids"][order][:, :width], permuted["completion_ids"][:, :width])
-    torch.testing.assert_close(rows["advantages"][order][:, :width], permuted["advantages"][:, :width])
+    before, after = rows["rollout_ids"].argsort()[order], permuted["rollout_ids"].argsort()
+    for key in ("completion_ids", "advantages"):
+        torch.testing.assert_close(rows[key][before][:, :width], permuted[key][after][:, :width])
     assert rows["advantages"].abs().max() > 0.5

@@ -71,10 +71,10 @@ def rows_of(trainer: GAGPOTrainer, trajectories: list[Trajectory]) -> dict[str, 
     """One micro-batch of all rows, with log-probabilities of an old policy that depend on a token's place alone."""
     batch = trainer._global_batch(trajectories, None, "train")
     rows = trainer._training_rows("train", trajectories, trainer.turn_advantages(batch), None)
-    count = len(rows["rollout"])
+    count = len(rows["rollout_ids"])
     [[batch_rows]] = trainer._micro_batches("train", rows, list(range(count)), steps=1)
     shift = 0.1 * torch.sin(
-        batch_rows["completion_ids"] + 7.0 * batch_rows["turn_ids"] + batch_rows["rollout"][:, None]
+        batch_rows["completion_ids"] + 7.0 * batch_rows["turn_ids"] + batch_rows["rollout_ids"][:, None]
     )
     batch_rows["old_per_token_logps"] = batch_rows["old_per_token_logps"].double() + shift
     return batch_rows
@@ -93,12 +93,12 @@ def test_turns_in_rows_of_their_own_give_the_same_gradient(
     trainer.model.train()
     shared = trainer._play(TASKS, trainer._rollout_seeds("train", 8))
     together, alone = rows_of(trainer, shared), rows_of(trainer, [apart(t) for t in shared])
-    assert len(together["rollout"]) < len(alone["rollout"]) == sum(len(t.turns) for t in shared)
+    assert len(together["rollout_ids"]) < len(alone["rollout_ids"]) == sum(len(t.turns) for t in shared)
     trainer.model.double()
     lengths = (alone["prompt_mask"].sum(1) + alone["completion_mask"].sum(1)).tolist()
     cuts = [cut_by_rows(range(len(lengths)), 5), cut_by_tokens(range(len(lengths)), lengths, max(lengths))]
     for trainer.loss_type in LOSSES:
-        expected = gradients(trainer, together, [list(range(len(together["rollout"])))])
+        expected = gradients(trainer, together, [list(range(len(together["rollout_ids"])))])
         assert max(gradient.abs().max() for gradient in expected) > 1e-4
         for cut in cuts:
             for actual, wanted in zip(gradients(trainer, alone, cut), expected, strict=True):

@@ -147,7 +147,7 @@ def test_a_broken_log_probability_names_its_rollout(level: str, tiny_model_dir: 
         run.train()
     culprit = int(seen[-1][2])
     length = 3 if culprit < 4 else 1  # tasks 2 and 3 of 1, 2, 3, 1, 2, 3
-    expected = f"rollout {culprit} of process 0 (task {{'length': {length}}})."
+    expected = f"rollout {culprit} of the batch (task {{'length': {length}}})."
     assert str(stop.value).startswith(f"The loss or a log-probability of update 2 is not finite: {expected}")
 
 

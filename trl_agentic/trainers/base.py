@@ -38,7 +38,7 @@ from trl.trainer.utils import pad, use_adapter
 from trl_agentic.environments.handle import EnvironmentHandle, WorkerOptions
 from trl_agentic.environments.tools import ToolEnvironment
 from trl_agentic.loss import aggregate, clipped_surrogate, count_turns, engine_correction, importance_ratio
-from trl_agentic.micro_batches import cut_by_rows, cut_by_tokens, pack_rows, split_to, take_rows
+from trl_agentic.micro_batches import balanced, cut_by_rows, cut_by_tokens, pack_rows, split_to, take_rows
 from trl_agentic.rollout.chat import ChatRenderer
 from trl_agentic.rollout.context import Context, Renderer, Row, first_messages, first_prompt, trajectory_rows
 from trl_agentic.rollout.engines import (
@@ -219,7 +219,6 @@ class AgenticTrainer(GRPOTrainer):
         self.add_callback(self._nonfinite_guard)
         self.add_callback(self._stop_on_signal)
         self._last_logps: Tensor | None = None
-        self._sampled: list[Trajectory] = []  # of the current generation
         self._trajectory_log = TrajectoryLog(Path(args.output_dir) / "trajectories", args.save_trajectories_steps)
         self.add_callback(self._trajectory_log)
         self._trained_on = list(dict.fromkeys(self.environment_pool.name(row) for row in first_rows))
@@ -767,7 +766,7 @@ class AgenticTrainer(GRPOTrainer):
         if mode == "train":
             errors = gather_object([trajectory.error for trajectory in trajectories])
             _check_failures(errors, self.args.max_failed_rollouts)
-            self._sampled = trajectories
+            self._nonfinite_guard.hold(self._own_rows(len(inputs)).start, trajectories)
         self._add_reward_functions(inputs, trajectories)
         batch = self._global_batch(trajectories, self.information_gains(inputs, trajectories), mode)
         advantages, clip_scales = self.turn_advantages(batch), self.turn_clip_scales(batch)
@@ -776,9 +775,7 @@ class AgenticTrainer(GRPOTrainer):
         if mode == "train" and self._trajectory_log.is_due(self.state.global_step):
             credit = {**self.turn_credit(batch), "advantage": advantages}
             self._trajectory_log.hold(self.state.global_step, trajectories, credit, own.start, self.num_generations)
-        return self._training_rows(
-            mode, trajectories, advantages[own], None if clip_scales is None else clip_scales[own]
-        )
+        return self._training_rows(mode, trajectories, advantages, clip_scales)
 
     def _own_rows(self, count: int) -> slice:
         """Where the `count` rollouts of this process stand in the global batch."""
@@ -791,7 +788,7 @@ class AgenticTrainer(GRPOTrainer):
             self._check_packing()
         if not self.model.training:
             rows = self._generate_and_score_completions(generation_batch)
-            return self._micro_batches("eval", rows, list(range(len(rows["rollout"]))), steps=1)[0]
+            return self._micro_batches("eval", rows, list(range(len(rows["update"]))), steps=1)[0]
         if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
             rows = self._generate_and_score_completions(generation_batch)
             self._begin_next(generation_batch)
@@ -799,17 +796,21 @@ class AgenticTrainer(GRPOTrainer):
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _accumulation_steps(self, rows: dict[str, Tensor]) -> list[list[dict[str, Tensor]]]:
-        """`steps_per_generation` lists of micro-batches. Which optimizer step a rollout is for is drawn, as in TRL."""
-        per_update = math.gcd(self.args.steps_per_generation, self.args.gradient_accumulation_steps)
-        of_rollout: dict[int, list[int]] = {}
-        for row, rollout in enumerate(rows["rollout"].tolist()):
-            of_rollout.setdefault(rollout, []).append(row)
-        order = torch.randperm(len(of_rollout))  # TRL's shuffle: the same numbers are drawn
+        """`steps_per_generation` lists of micro-batches."""
         steps = []
-        for rollouts in order.chunk(self.args.steps_per_generation // per_update):
-            index = [row for rollout in rollouts.tolist() for row in of_rollout[rollout]]
-            steps += self._micro_batches("train", rows, index, per_update)
+        for update in range(self._updates_per_generation):
+            index = (rows["update"] == update).nonzero().flatten().tolist()
+            steps += self._micro_batches(
+                "train", rows, index, self.args.steps_per_generation // self._updates_per_generation
+            )
         return steps
+
+    @property
+    def _updates_per_generation(self) -> int:
+        """Optimizer steps that share a generation, each with rollouts of its own."""
+        return self.args.steps_per_generation // math.gcd(
+            self.args.steps_per_generation, self.args.gradient_accumulation_steps
+        )
 
     def _micro_batches(
         self, mode: str, rows: dict[str, Tensor], index: list[int], steps: int
@@ -933,9 +934,20 @@ class AgenticTrainer(GRPOTrainer):
     def _training_rows(
         self, mode: str, trajectories: list[Trajectory], advantages: Tensor, clip_scales: Tensor | None
     ) -> dict[str, Tensor]:
-        """Padded tensors of the local rows."""
+        """Padded tensors of the rows that this process trains on, in the order drawn; advantages are the batch's."""
         device = self.accelerator.device
-        rows = [row for i, trajectory in enumerate(trajectories) for row in self._rows(trajectory, i)]
+        first = self._own_rows(len(trajectories)).start
+        rows = [row for i, trajectory in enumerate(trajectories, start=first) for row in self._rows(trajectory, i)]
+        sampled = [0] * len(trajectories)
+        for row in rows:
+            sampled[row.rollout - first] += sum(turn >= 0 for turn in row.turn_ids)
+        rollout_tokens = torch.tensor(gather_object(sampled), device=device)
+        places = gather_object(self._draw(mode, len(trajectories)))
+        updates = self._updates_per_generation if mode == "train" else 1
+        update_of = [place * updates // len(trajectories) for place in places]
+        if mode == "train" and self._balances:
+            rows = self._balance(rows, update_of)
+        rows.sort(key=lambda row: places[row.rollout])
         prompt_ids = self._pad([row.prompt_ids for row in rows], "left", self._tokenizer.pad_token_id)
         prompt_mask = self._pad([[1] * len(row.prompt_ids) for row in rows], "left", 0)
         completion_ids = self._pad([row.completion_ids for row in rows], "right", self._tokenizer.pad_token_id)
@@ -943,18 +955,17 @@ class AgenticTrainer(GRPOTrainer):
         turn_ids = self._pad([row.turn_ids for row in rows], "right", -1)
         tool_mask = (turn_ids >= 0).long()
         index = torch.tensor([row.rollout for row in rows], device=device)
-        sampled = tool_mask.sum(1)
         token_advantages = spread_to_tokens(advantages.to(device, torch.float32)[index], turn_ids)
         output = {
-            "rollout": index,
-            "rollout_tokens": torch.zeros_like(sampled).index_add(0, index, sampled)[index],
+            "update": torch.tensor([update_of[row.rollout] for row in rows], device=device),
+            "rollout_tokens": rollout_tokens[index],
             "prompt_ids": prompt_ids,
             "prompt_mask": prompt_mask,
             "completion_ids": completion_ids,
             "completion_mask": completion_mask,
             "tool_mask": tool_mask,
             "turn_ids": turn_ids,
-            "rollout_ids": index.to(device),
+            "rollout_ids": index,
             "advantages": token_advantages,
             "num_rollouts_in_batch": torch.tensor(len(trajectories) * self.accelerator.num_processes, device=device),
             "num_items_in_batch": self.accelerator.gather(tool_mask.sum()).sum(),
@@ -970,6 +981,40 @@ class AgenticTrainer(GRPOTrainer):
             self.state.num_input_tokens_seen += tokens
         self._metrics[mode]["num_tokens"] = [self.state.num_input_tokens_seen]
         return output
+
+    def _draw(self, mode: str, count: int) -> list[int]:
+        """The place of each local rollout in the order of training, which says what optimizer step it is for."""
+        if mode == "eval":
+            return list(range(count))
+        order = torch.randperm(count)  # TRL's shuffle: the same numbers are drawn
+        places: list[int] = order.argsort().tolist()
+        return places
+
+    @property
+    def _balances(self) -> bool:
+        """Whether rows move between processes. Without a budget of tokens, work is counted in rows."""
+        return (
+            self.accelerator.num_processes > 1 and self.args.max_tokens_per_micro_batch is not None and self._may_sort
+        )
+
+    def _balance(self, rows: list[Row], update_of: list[int]) -> list[Row]:
+        """The rows that this process trains on when all have about equally many tokens in each update.
+
+        The loss is a sum over rows with a normaliser of all processes, so it does not matter who computes which.
+        """
+        known = gather_object(
+            [[(update_of[row.rollout], len(row.prompt_ids) + len(row.completion_ids)) for row in rows]]
+        )
+        goes = [0] * len(rows)
+        own = self.accelerator.process_index
+        for update in range(self._updates_per_generation):
+            lengths = [[tokens for of, tokens in process if of == update] for process in known]
+            here = [i for i, row in enumerate(rows) if update_of[row.rollout] == update]
+            for i, process in zip(here, balanced(lengths)[own], strict=True):
+                goes[i] = process
+        moved = gather_object([(process, row) for process, row in zip(goes, rows, strict=True) if process != own])
+        stay = [row for process, row in zip(goes, rows, strict=True) if process == own]
+        return stay + [row for process, row in moved if process == own]
 
     def _rows(self, trajectory: Trajectory, index: int) -> list[Row]:
         """Rows of a trajectory; a rollout that must not be trained on keeps a row, fully masked."""
@@ -1080,7 +1125,7 @@ class AgenticTrainer(GRPOTrainer):
         self._last_logps = None
         loss = self._turn_loss(model, inputs) if self.args.uses_turn_loss else super()._compute_loss(model, inputs)
         if self.model.training:
-            self._nonfinite_guard.note(loss, inputs, self._last_logps, self._sampled)
+            self._nonfinite_guard.note(loss, inputs, self._last_logps)
         return loss
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, Any]:

@@ -35,23 +35,30 @@ class NonFiniteGuard(TrainerCallback):
     def __init__(self, rule: str, gradients: bool = True):
         self._rule = rule
         self._gradients = gradients
-        self._seen: list[tuple[Tensor, Tensor, Sequence[Trajectory]]] = []
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._sampled: tuple[int, Sequence[Trajectory]] = 0, ()
         self._skipped_in_a_row = 0
         self.grad_norm: Any = None
         """Norm of the gradient of the update, before it was clipped."""
         self.skipped = 0
         """Updates skipped since this was last set to 0."""
 
-    def note(
-        self, loss: Tensor, inputs: dict[str, Tensor], logps: Tensor | None, trajectories: Sequence[Trajectory]
-    ) -> None:
+    def hold(self, first: int, trajectories: Sequence[Trajectory]) -> None:
+        """Takes the rollouts that this process sampled, to be named if they do harm.
+
+        Args:
+            first: number of the first in the global batch.
+            trajectories: the rollouts.
+        """
+        self._sampled = first, trajectories
+
+    def note(self, loss: Tensor, inputs: dict[str, Tensor], logps: Tensor | None) -> None:
         """Takes what is known of a micro-batch after its forward pass.
 
         Args:
             loss: loss of the micro-batch, a scalar.
             inputs: the micro-batch: `tool_mask` (B, T), `rollout_ids` (B,), perhaps `old_per_token_logps` (B, T).
             logps (`Tensor` of shape (B, T)): log-probabilities, `None` where they are not at hand.
-            trajectories: rollouts that `rollout_ids` counts; empty where they are not at hand.
         """
         finite = torch.isfinite(loss.detach())
         blamed = torch.zeros_like(inputs["rollout_ids"], dtype=torch.bool)
@@ -60,7 +67,7 @@ class NonFiniteGuard(TrainerCallback):
             wrong = (~torch.isfinite(ratio) | ~torch.isfinite(logps)) & inputs["tool_mask"].bool()
             blamed = wrong.any(dim=1)
         blamed = blamed | (~finite & ~blamed.any())  # if no row is to blame, all of them are
-        self._seen.append((blamed, inputs["rollout_ids"], trajectories))
+        self._seen.append((blamed, inputs["rollout_ids"]))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Decides about the update. The same on every process.
@@ -69,16 +76,18 @@ class NonFiniteGuard(TrainerCallback):
             FloatingPointError: the update is not finite, and the rule is to stop or the last updates were skipped too.
         """
         seen, self._seen = self._seen, []
-        rows = torch.cat([blamed for blamed, _, _ in seen]).sum() if seen else torch.zeros(())
+        rows = torch.cat([blamed for blamed, _ in seen]).sum() if seen else torch.zeros(())
         norm = float(self.grad_norm) if self._gradients and self.grad_norm is not None else 0.0
         counts = torch.tensor([float(rows), float(not math.isfinite(norm))], device=PartialState().device)
         rows_everywhere, norms_everywhere = reduce(counts, reduction="sum").tolist()
         if not rows_everywhere and not norms_everywhere:
             self._skipped_in_a_row = 0
             return
-        names = gather_object([_name(*part) for part in seen if bool(part[0].any())])
+        blamed = set(gather_object([i for wrong, rollouts in seen for i in rollouts[wrong].tolist()]))
+        tasks = dict(gather_object(self._tasks_of(blamed)))
+        names = [f"rollout {number} of the batch{tasks.get(number, '')}" for number in sorted(blamed)]
         what = "The loss or a log-probability" if rows_everywhere else "The gradient"
-        where = "; ".join(name for name in names if name) or "every loss was finite, so no rollout stands out"
+        where = ", ".join(names) or "every loss was finite, so no rollout stands out"
         message = f"{what} of update {state.global_step + 1} is not finite: {where}."
         self._skipped_in_a_row += 1
         if self._rule == "stop" or self._skipped_in_a_row > MAX_SKIPPED:
@@ -96,11 +105,11 @@ class NonFiniteGuard(TrainerCallback):
         if self._gradients:  # without gradients an optimizer leaves weights and moments as they are
             kwargs["model"].zero_grad(set_to_none=True)
 
-
-def _name(blamed: Tensor, rollout_ids: Tensor, trajectories: Sequence[Trajectory]) -> str:
-    """The rollouts of a micro-batch that are to blame, in words."""
-    names = []
-    for rollout in sorted(set(rollout_ids[blamed].tolist())):
-        task = f" (task {str(trajectories[rollout].task)[:200]})" if rollout < len(trajectories) else ""
-        names.append(f"rollout {rollout} of process {PartialState().process_index}{task}")
-    return ", ".join(names)
+    def _tasks_of(self, blamed: set[int]) -> list[tuple[int, str]]:
+        """Those of this process's rollouts that are to blame, with their tasks in words."""
+        first, trajectories = self._sampled
+        return [
+            (number, f" (task {str(trajectory.task)[:200]})")
+            for number, trajectory in enumerate(trajectories, start=first)
+            if number in blamed
+        ]

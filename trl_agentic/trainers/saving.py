@@ -108,6 +108,7 @@ class TrajectoryLog(TrainerCallback):
         self._next = 0
         self._step = 0
         self._records: list[dict[str, Any]] | None = None
+        self._noted: dict[tuple[int, int], tuple[float, float]] = {}  # of a rollout and turn: ratio, clipped share
         self._is_written = True
 
     def is_due(self, step: int) -> bool:
@@ -139,6 +140,7 @@ class TrajectoryLog(TrainerCallback):
         self._next = step + self._every
         self._step = step + 1
         self._records = []
+        self._noted = {}
         self._is_written = False
         for row, trajectory in enumerate(trajectories, start=first):
             played = {} if trajectory.error else {name: values[row].tolist() for name, values in credit.items()}
@@ -146,10 +148,10 @@ class TrajectoryLog(TrainerCallback):
             self._records.append(trajectory_record(trajectory, played, step=self._step, group=group, sample=sample))
 
     def note_ratios(self, rollout_ids: Tensor, turn_ids: Tensor, ratio: Tensor, is_clipped: Tensor) -> None:
-        """Takes what the loss knows of the rollouts that are held.
+        """Takes what the loss knows of the rollouts that are held, by whichever process.
 
         Args:
-            rollout_ids (`Tensor` of shape (B,), int): rollout of this process that each row comes from.
+            rollout_ids (`Tensor` of shape (B,), int): rollout of the global batch that each row comes from.
             turn_ids (`Tensor` of shape (B, T), int): turn of each token, -1 for all others.
             ratio (`Tensor` of shape (B, T)): importance ratio; a turn's is the mean over its tokens.
             is_clipped (`Tensor` of shape (B, T), bool): whether the range stops a token's gradient; of a turn, the
@@ -165,8 +167,7 @@ class TrajectoryLog(TrainerCallback):
         clipped = gather_to_turns(is_clipped.to(ratio.dtype), turn_ids, count).tolist()
         for row, rollout in enumerate(rollout_ids.tolist()):
             for k in set(turn_ids[row].tolist()) - {-1}:
-                turn = self._records[rollout]["turns"][k]
-                turn["ratio"], turn["clipped"] = ratios[row][k], clipped[row][k]
+                self._noted[rollout, k] = ratios[row][k], clipped[row][k]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Writes what the update has changed."""
@@ -176,7 +177,10 @@ class TrajectoryLog(TrainerCallback):
         if self._records is None or self._is_written:
             return
         records = gather_object(self._records)
+        noted = gather_object(list(self._noted.items()))
         if PartialState().is_main_process:
+            for (rollout, k), (ratio, clipped) in noted:
+                records[rollout]["turns"][k] |= {"ratio": ratio, "clipped": clipped}
             self._folder.mkdir(parents=True, exist_ok=True)
             save_records(self._folder / f"step_{self._step:06d}.parquet", records)
         self._is_written = True
