@@ -130,7 +130,7 @@ constraints:
 	$(MAKE) VENV=.venv-constraints .venv-constraints/.torch
 	.venv-constraints/bin/python -m pip install -q --no-deps $(UPSTREAM)
 	.venv-constraints/bin/python -m pip install -q $(UPSTREAM_NEEDS) \
-	  -e '.[docs,peft,quality,search,test,viewer,webshop,webshop-serve]'
+	  -e '.[deepspeed,docs,peft,quality,search,test,viewer,webshop,webshop-serve]'
 	{ sed -n '/^#/p' constraints.txt; \
 	  .venv-constraints/bin/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|cuda|triton)' \
 	  | sed 's/^\(torch==[^+]*\)+.*/\1/' | sort -f; } > .venv-constraints/constraints.txt

@@ -16,13 +16,16 @@ from tests.distributed.corridor import train
 from tests.distributed.sharded import sharded_config
 
 
+# Four steps of Adam with a schedule, in a window; saved at the second.
+FOUR_STEPS: dict[str, Any] = {
+    "optim": "adamw_torch", "learning_rate": 1e-2, "lr_scheduler_type": "linear", "max_steps": 4, "beta": 0.1,
+    "num_iterations": 2, "context": "window", "history_length": 1, "max_context_length": 200, "save_strategy": "steps",
+    "save_steps": 2,
+}  # fmt: skip
+
+
 def run(model: str, output_dir: Path, resume: Path | None = None) -> dict[str, Any]:
-    """Four steps of Adam with a schedule, in a window; saved at the second."""
-    args = sharded_config(
-        output_dir, optim="adamw_torch", learning_rate=1e-2, lr_scheduler_type="linear", max_steps=4, beta=0.1,
-        num_iterations=2, context="window", history_length=1, max_context_length=200, save_strategy="steps",
-        save_steps=2, resume_from_checkpoint=None if resume is None else str(resume),
-    )  # fmt: skip
+    args = sharded_config(output_dir, **FOUR_STEPS, resume_from_checkpoint=None if resume is None else str(resume))
     trainer = train(model, args, 2)
     return {"parameters": trainer.accelerator.get_state_dict(trainer.model), "log": trainer.state.log_history}
 

@@ -1,0 +1,37 @@
+"""DeepSpeed, where it is installed, does what one process does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.corridor import RUNS, run
+from tests.distributed.launch import launch
+from tests.distributed.test_two_processes import assert_equal_logs, assert_equal_runs
+
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_zero_trains_as_one_process_does(
+    stage: str, tiny_model_dir: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    ranks = launch("zero.py", tiny_model_dir(), stage, out=tmp_path)
+    for name in ("turn", "window", "idle_gain"):
+        expected = run(str(tiny_model_dir()), tmp_path / name, 1, **RUNS[name])
+        for rank in ranks:
+            assert_equal_runs(rank[name], expected, name)
+        assert_equal_logs(ranks[0][name], expected, name)
+    whole, resumed = ranks[0]["whole"], ranks[0]["resumed"]
+    assert (whole["parameters"]["model.norm.weight"] - 1).abs().max() > 1e-3
+    for name, parameter in whole["parameters"].items():
+        assert torch.equal(resumed["parameters"][name], parameter), name
+    assert [entry["step"] for entry in resumed["log"]][:5] == [1, 2, 3, 4, 4]
+    for rank in ranks:
+        assert "`nonfinite_update='skip'` does not reach DeepSpeed's gradients" in rank["skip"]
