@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig
 from transformers import AutoTokenizer, TrainerCallback
 
 from tests.rollout.attentive import attentive_model
@@ -25,10 +27,12 @@ def cpu_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     patch_trl(monkeypatch)
 
 
-def trainer(model: Path, output_dir: Path, kind: type[GAGPOTrainer] = GAGPOTrainer, **changes: Any) -> GAGPOTrainer:
+def trainer(
+    model: Path, output_dir: Path, kind: type[GAGPOTrainer] = GAGPOTrainer, peft_config: Any = None, **changes: Any
+) -> GAGPOTrainer:
     args = small_config(GAGPOConfig, output_dir, **changes)
     rows = tasks(prompt="You are in a house with many rooms. " * 20)  # vLLM's cache has blocks of 128 tokens here
-    return kind(str(model), args=args, train_dataset=rows, environment_factory=Corridor)
+    return kind(str(model), args=args, train_dataset=rows, environment_factory=Corridor, peft_config=peft_config)
 
 
 def options(mode: str, server: str) -> dict[str, Any]:
@@ -72,6 +76,26 @@ def test_gagpo_trains(mode: str, model: Path, server: str, tmp_path: Path, capfd
     assert [[turn.action_ids for turn in t.turns] for t in by_vllm] == [
         [turn.action_ids for turn in t.turns] for t in by_model
     ]
+
+
+def test_an_adapter_reaches_the_engine(mode: str, model: Path, server: str, tmp_path: Path):
+    """LoRA is merged for vLLM and taken out again: the engine samples with it, and the base model stays as it was."""
+    adapter = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    run = trainer(model, tmp_path, peft_config=adapter, learning_rate=2e-2, **options(mode, server))
+    policy = run.accelerator.unwrap_model(run.model)
+    base = {name: weight.clone() for name, weight in policy.named_parameters() if "lora" not in name}
+    run.train()
+    assert max(history(run, "sampling/sampling_logp_difference/max")) < 1e-4
+    for name, weight in base.items():
+        torch.testing.assert_close(policy.get_parameter(name), weight, rtol=0, atol=1e-6)
+    rows = [{"length": length} for length in (1, 2, 3)]
+    by_vllm = run.rollout(rows, temperature=0.0)
+    run.use_vllm = False
+    by_model = run.rollout(rows, temperature=0.0)
+    with policy.disable_adapter():
+        without = run.rollout(rows, temperature=0.0)
+    played = [[[turn.action_ids for turn in t.turns] for t in side] for side in (by_vllm, by_model, without)]
+    assert played[0] == played[1] != played[2]
 
 
 class Comparing(A2TGPOTrainer):
