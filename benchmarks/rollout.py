@@ -8,11 +8,15 @@ A small policy, trained here for a few minutes, calls a tool until it has counte
 none, or on average 50 or 500 ms, exponentially distributed. The task says how many turns a rollout has: equally many,
 evenly spread, or long-tailed. Both loops sample from the same model, with `model.generate` or with a vLLM engine in
 their process. Tables and a plot go to docs/results/rollout*.
+
+With vLLM, what the loop reaches is compared with the engine alone, which knows all prompts of the same turns
+beforehand: with as many at a time as there are rollouts, and with fewer, so that rollouts wait for the engine.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -43,6 +47,7 @@ CALL = '<tool_call>\n{"name": "tick", "arguments": {}}\n</tool_call>'
 PROMPT = [{"role": "user", "content": "Count down to 0 and say Done."}]
 SCENE = "The clock stands on the shelf, its hands move on, and nothing else in the room has changed since."
 MOST = 40  # turns that the policy learns to count
+SLOTS = 16  # sequences at a time of an engine that all rollouts do not fit into
 TURN, CONTEXT = 32, 4096  # tokens
 
 
@@ -183,8 +188,12 @@ class Loop:
         )  # fmt: skip
 
     def play(self, load: Load) -> dict[str, float]:
-        """Turns a second; of ours also those of the engine alone.
+        """Turns a second; of ours with vLLM also those of the engine alone. The best of three where nothing waits."""
+        times = [self._play(load) for _ in range(1 if load.latency else 3)]
+        return {key: max(rates[key] for rates in times) for key in times[0]}
 
+    def _play(self, load: Load) -> dict[str, float]:
+        """
         Raises:
             RuntimeError: the policy miscounted, so that the work is not what it should be.
         """
@@ -204,11 +213,12 @@ class Loop:
             raise RuntimeError(f"The policy played {turns} turns of {expected}: it has not learned to count.")
         rates = {"rate": turns / seconds}
         if self.is_ours and self.trainer.use_vllm and not load.latency:
-            rates["saturated"] = turns / self.saturated(played)
+            rates["alone"] = turns / self._alone(played)
         return rates
 
-    def saturated(self, played: list[Trajectory]) -> float:
-        """Seconds that the engine takes for all turns of these rollouts, their prompts known beforehand."""
+    def _alone(self, played: list[Trajectory]) -> float:
+        """Seconds that the engine takes for all turns of these rollouts, their prompts known beforehand, as many at a
+        time as there are rollouts."""
         requests = []
         for trajectory in played:
             context: list[int] = []
@@ -218,12 +228,16 @@ class Loop:
                 context = context + turn.action_ids
         self.trainer.vllm_generation.llm.reset_prefix_cache()
         samples: list[Sample | Exception] = []
+        waiting = iter(requests)
         started = time.perf_counter()
         with self.trainer._engine(0.01) as engine:
-            for request in requests:
+            for request in itertools.islice(waiting, len(played)):
                 engine.submit(request, samples.append)
             while len(samples) < len(requests):
-                engine.step(len(requests) - len(samples), 0)
+                done = len(samples)
+                engine.step(len(requests) - done, 0)
+                for request in itertools.islice(waiting, len(samples) - done):
+                    engine.submit(request, samples.append)
         for sample in samples:
             if isinstance(sample, Exception):
                 raise sample
@@ -242,17 +256,23 @@ def loads(quick: bool) -> dict[str, list[Load]]:
         ],
         "environments": [Load("long-tailed", n, MOST, 0.05) for n in (8, 16, 32, 64, 128, 256)],
         "turns": [Load("equal", 32, n, 0.0) for n in (2, 4, 8, 16, 32)],
+        "the longest alone": [Load("equal", 2, MOST, 0.0)],
     }
 
 
+def full_loads() -> list[Load]:
+    """What ours plays with an engine of few slots."""
+    return [Load("uniform", n, 16, 0.0) for n in (SLOTS, 2 * SLOTS, 4 * SLOTS, 8 * SLOTS)]
+
+
 def measure(name: str, policy: Path, engine: str, quick: bool) -> dict[str, list[dict[str, float]]]:
-    """All that one of the loops plays, in this process."""
+    """All that one of the loops plays, in this process. "full" is ours with an engine of few slots."""
     if engine == "vllm" and not torch.cuda.is_available():
         _prepare_vllm_for_cpu()
-    parts = loads(quick)
-    most = max(load.environments for part in parts.values() for load in part)
+    parts = {"full": full_loads()} if name == "full" else loads(quick)
+    most = SLOTS if name == "full" else max(load.environments for part in parts.values() for load in part)
     with tempfile.TemporaryDirectory() as folder:
-        loop = Loop(name, policy, Path(folder), engine, most)
+        loop = Loop("TRL" if name == "TRL" else "ours", policy, Path(folder), engine, most)
         loop.play(Load("equal", 2, 2, 0.0))  # the first of its kind: not timed
         return {part: [loop.play(load) for load in listed] for part, listed in parts.items()}
 
@@ -267,10 +287,25 @@ def _prepare_vllm_for_cpu() -> None:
     patch_trl(pytest.MonkeyPatch())
 
 
+def share(rates: dict[str, float]) -> str:
+    """What the loop reaches of the engine alone."""
+    return f"{rates['rate'] / rates['alone']:.0%}"
+
+
+def full_table(results: list[dict[str, float]]) -> str:
+    """One line for each number of rollouts that share an engine of few slots."""
+    lines = ["| turns a rollout | environments | ours, turns/s | engine alone, turns/s | share |"]
+    lines.append("|---" + "|---:" * 4 + "|")
+    for load, rates in zip(full_loads(), results, strict=True):
+        cells = [f"{load.lengths}, up to {load.turns}", str(load.environments), f"{rates['rate']:.1f}"]
+        lines.append("| " + " | ".join([*cells, f"{rates['alone']:.1f}", share(rates)]) + " |")
+    return "\n".join(lines)
+
+
 def table(part: list[Load], results: dict[str, list[dict[str, float]]]) -> str:
     """One line a load."""
     theirs, ours = results["TRL"], results["ours"]
-    is_vllm = any("saturated" in rates for rates in ours)
+    is_vllm = any("alone" in rates for rates in ours)
     head = ["turns a rollout", "environments", "latency", "TRL, turns/s", "ours, turns/s", "ours / TRL"]
     head += ["share of the engine alone"] * is_vllm
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
@@ -279,7 +314,7 @@ def table(part: list[Load], results: dict[str, list[dict[str, float]]]) -> str:
         cells = [count, str(load.environments), f"{1000 * load.latency:.0f} ms", f"{trl['rate']:.1f}"]
         cells += [f"{own['rate']:.1f}", f"{own['rate'] / trl['rate']:.1f}x"]
         if is_vllm:
-            cells.append(f"{own['rate'] / own['saturated']:.0%}" if "saturated" in own else "")
+            cells.append(share(own) if "alone" in own else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -293,7 +328,7 @@ def plot(parts: dict[str, list[Load]], results: dict[str, dict[str, list[dict[st
         left.plot([load.environments for load in parts["environments"]], rates, "o-", label=name)
         costs = [1000 / result["rate"] for result in results[name]["turns"]]
         right.plot([load.turns for load in parts["turns"]], costs, "o-", label=name)
-    left.set(xlabel="environments (long-tailed, 50 ms)", ylabel="turns / s", xscale="log", yscale="log")
+    left.set(xlabel="environments (long-tailed, 50 ms)", ylabel="turns / s", xscale="log", ylim=(0, None))
     right.set(xlabel="turns of every rollout (32 environments, 0 ms)", ylabel="ms / turn", ylim=(0, None))
     left.set_xticks([8, 16, 32, 64, 128, 256], ["8", "16", "32", "64", "128", "256"])
     left.minorticks_off()
@@ -317,14 +352,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         policy, path = Path(folder) / "policy", Path(folder) / "results.json"
         build_policy(policy, arguments.updates)
-        for name in ("TRL", "ours"):
+        is_full_too = arguments.engine == "vllm" and not arguments.quick
+        for name in ("TRL", "ours", *["full"] * is_full_too):
             options = ["--engine", arguments.engine, *["--quick"] * arguments.quick]
             subprocess.run([sys.executable, __file__, *options, "--measure", name, str(policy), str(path)], check=True)
             results[name] = json.loads(path.read_text())
             print(name, results[name], flush=True)
     parts = loads(arguments.quick)
-    tables = {part: table(listed, {name: results[name][part] for name in results}) for part, listed in parts.items()}
-    text = "\n\n".join(tables.values())
+    tables = [table(listed, {name: results[name][part] for name in ("TRL", "ours")}) for part, listed in parts.items()]
+    if is_full_too:
+        tables.append(full_table(results["full"]["full"]))
+    text = "\n\n".join(tables)
     print(f"\n{text}")
     if not arguments.quick:
         name = "rollout" if arguments.engine == "transformers" else "rollout_vllm"
@@ -339,6 +377,18 @@ def report(engine: str, name: str, tables: str) -> str:
         "vllm": f"vLLM {version} in the trainer's process (colocate)",
     }[engine]
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
+    shares = (
+        ""
+        if engine == "transformers"
+        else f"""
+"Share of the engine alone" compares with the same turns when all of their prompts are known beforehand, as many at a
+time as there are rollouts. A rollout's turns follow one another, so lengths bound that share whatever the loop does:
+with rollouts of equal length the engine always has all of them; with others it has ever fewer, until the longest is
+alone. In the last table the engine takes {SLOTS} sequences at a time: the more rollouts there are, the fewer of its
+places are ever empty.
+"""
+    )
+    long_turns = sum(row["turns"] for row in Load("long-tailed", 64, MOST, 0.0).rows())
     return f"""# Rollouts: TRL's loop against ours, {engine}
 
 `python benchmarks/rollout.py --engine {engine}`: the `environment_factory` loop of TRL
@@ -349,8 +399,9 @@ it has counted down. Both sample with {sampler}, on
 {tables}
 
 TRL calls the tools of a turn one after another and waits for all of them; ours works on with those that have answered.
-"Share of the engine alone" compares with the same turns when all of their prompts are known beforehand.
-
+The fourth table shows how fast a rollout of {MOST} turns is when next to nothing else is played. A long-tailed set ends
+no sooner than its longest rollout, with any loop: at 0 ms its {long_turns} turns take at least the time of those {MOST}.
+{shares}
 ![Turns a second by the number of environments; milliseconds a turn by the number of turns]({name}.png)
 """
 

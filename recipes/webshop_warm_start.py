@@ -3,8 +3,9 @@ play to imitate.
 
     python recipes/webshop_warm_start.py --output_dir small_policy --use_cpu true
 
-It imitates a shopper that buys the first product that it finds and never reads a description. Demonstrations are
-played in generated shops of their own: no goal and no product of the shop that the quickstart trains and evaluates in.
+It imitates a shopper that buys the first product that it finds and never reads a description, and in the end one
+that forgets a choice now and then, a habit for training to break. Demonstrations are played in generated shops of
+their own: no goal and no product of the shop that the quickstart trains and evaluates in.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Course(NamedTuple):
     learning_rate: float = 1.5e-3
     lists_only: bool = False  # the first product of a list is opened, and nothing else
     observations: bool = False  # in the loss, too
+    forgets: float = 0.0  # probability that the shopper leaves out a choice
 
 
 @dataclass
@@ -76,17 +78,19 @@ class WarmStartArguments:
     eval_goals: int = field(default=200, metadata={"help": "Goals that the result is evaluated on."})
 
     def courses(self) -> list[Course]:
-        """Opening, copying, acting.
+        """Opening, copying, acting, forgetting.
 
         A product's number is the hardest to learn: it has no meaning and stands on one page, among nine others. So
         the first course is that page and that click alone. In the second the loss is on pages, too, which repeat the
         instruction and one another: what a small model needs to learn before it can search for what it reads. Then it
-        is on actions alone, and ends before every option is chosen as it should be: that is left to training.
+        is on actions alone, until the policy shops as it was shown. Last comes a shopper who forgets one choice in
+        four, in few goals and small steps: the skill stays, and to use it is left to training.
         """
         return [
             Course("opening", round(8000 * self.scale), lists_only=True),
             Course("copying", round(3200 * self.scale), observations=True),
-            Course("acting", round(4800 * self.scale)),
+            Course("acting", round(12000 * self.scale)),
+            Course("forgetting", round(1600 * self.scale), learning_rate=3e-4, forgets=0.25),
         ]
 
 
@@ -98,7 +102,7 @@ def play(first_shop: int, course: Course, seed: int) -> list[list[ShownTurn]]:
         if goal == 0:
             engine = WebShopEngine(WebShopCatalogue.generate(seed=first_shop + shop))
         draw = random.Random(f"{seed} {first_shop + shop} {goal}")
-        steps = quick_demonstration(engine, goal, draw)
+        steps = quick_demonstration(engine, goal, draw, course.forgets)
         played.append([ShownTurn(*step) for step in (steps[1:2] if course.lists_only else steps)])
     return played
 

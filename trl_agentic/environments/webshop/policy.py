@@ -9,8 +9,8 @@ def small_policy() -> Path:
     """Folder of a Qwen3 checkpoint of 0.8 million parameters that has imitated [`QuickShopper`].
 
     It knows no other text than the generated shop's and answers with the action alone (`action_format="plain"`, no
-    list of admissible actions, `instructions=""`). It opens the right product more often than it chooses the right
-    options: that is left to training. `warm_start.json` beside it says which script made it, with what seed, and how
-    well it plays.
+    list of admissible actions, `instructions=""`). It knows which options to choose and leaves choices out: that
+    habit is left to training. `warm_start.json` beside it says which script made it, with what seed, and how well it
+    plays.
     """
     return Path(__file__).parent / "data" / "small_policy"
