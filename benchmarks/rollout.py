@@ -399,8 +399,9 @@ it has counted down. Both sample with {sampler}, on
 {tables}
 
 TRL calls the tools of a turn one after another and waits for all of them; ours works on with those that have answered.
-The fourth table shows how fast a rollout of {MOST} turns is when next to nothing else is played. A long-tailed set ends
-no sooner than its longest rollout, with any loop: at 0 ms its {long_turns} turns take at least the time of those {MOST}.
+The fourth table shows how fast a rollout of {MOST} turns is when next to nothing else is played. A long-tailed set
+ends no sooner than its longest rollout, with any loop: at 0 ms its {long_turns} turns take at least the time of these
+{MOST}.
 {shares}
 ![Turns a second by the number of environments; milliseconds a turn by the number of turns]({name}.png)
 """
