@@ -159,4 +159,4 @@ def test_a_model_in_which_rows_see_one_another(model_dir: Path, tmp_path: Path):
     trainer = packing_trainer(tmp_path / "opt", tmp_path / "out")
     with pytest.raises(ValueError, match="in this model they do.* Set `pack_micro_batches=False`"):
         trainer.train()
-    assert not trainer._sampled and trainer.state.global_step == 0
+    assert not trainer._nonfinite_guard.sampled[1] and trainer.state.global_step == 0

@@ -31,7 +31,8 @@ from trl.trainer.utils import pad, shuffle_sequence_dict, use_adapter
 from tests.toys import Corridor, OneTurn, one_turn_reward
 from tests.trainers.small import small_config, tasks
 from trl_agentic import AgenticConfig, AgenticTrainer, GAGPOConfig, GAGPOTrainer
-from trl_agentic.trainers import base
+from trl_agentic.trainers import base, budgets
+from trl_agentic.trainers import tasks as task_checks
 
 
 def parameter_names(function: Callable[..., Any]) -> list[str]:
@@ -121,10 +122,14 @@ def test_vllm_generation_has_what_is_used():
     assert 'self.llm.wake_up(tags=["kv_cache"])' in source and "self.llm.sleep(level=2)" in source
 
 
+MODULES = (base, budgets, task_checks)
+
+
 def names_of(prefix: tuple[str, ...], context: type[ast.expr_context] = ast.Load) -> set[str]:
-    """Attributes `x` of every `prefix.x`, such as those of `self.args`, that the base trainer reads or sets."""
+    """Attributes `x` of every `prefix.x`, such as those of `self.args`, that the base trainer and what checks its
+    arguments read or set."""
     found = set()
-    for node in ast.walk(ast.parse(inspect.getsource(base))):
+    for node in [node for module in MODULES for node in ast.walk(ast.parse(inspect.getsource(module)))]:
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, context) and ast.unparse(node.value) in prefix:
             found.add(node.attr)
     return found

@@ -282,7 +282,7 @@ def test_failed_rollouts_are_left_out(tiny_model_dir: Model, tmp_path: Path, cap
 
     def watched(batch: Any) -> Any:
         batches.append(batch)
-        failed.append([i for i, trajectory in enumerate(trainer._sampled) if trajectory.error])
+        failed.append([i for i, trajectory in enumerate(trainer._nonfinite_guard.sampled[1]) if trajectory.error])
         return rule(batch)
 
     trainer.turn_advantages = watched

@@ -55,6 +55,23 @@ def first_messages(task: dict[str, Any], observation: str | None) -> list[dict[s
     return messages
 
 
+def prompt_messages(trajectory: Trajectory) -> list[dict[str, Any]]:
+    """The messages that a rollout began with; an empty one if it failed before there was any."""
+    if trajectory.turns or trajectory.task.get("prompt"):
+        return first_messages(trajectory.task, trajectory.turns[0].observation if trajectory.turns else None)
+    return [{"role": "user", "content": ""}]
+
+
+def completion_messages(trajectory: Trajectory, observation_role: str) -> list[dict[str, str]]:
+    """The messages after the first prompt: answers and observations in turn."""
+    messages: list[dict[str, str]] = []
+    for k, turn in enumerate(trajectory.turns):
+        if k:
+            messages.append({"role": observation_role, "content": turn.observation})
+        messages.append({"role": "assistant", "content": turn.action})
+    return messages
+
+
 def first_prompt(
     chat: ChatRenderer, context: Context, task: dict[str, Any], observation: str, tools: list[Any] | None = None
 ) -> Prompt:

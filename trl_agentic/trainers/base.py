@@ -33,14 +33,14 @@ from trl.chat_template_utils import (
 from trl.extras.profiling import profiling_context
 from trl.generation.vllm_client import VLLMClient
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
-from trl.trainer.utils import pad, use_adapter
+from trl.trainer.utils import use_adapter
 
 from trl_agentic.environments.handle import EnvironmentHandle, WorkerOptions
 from trl_agentic.environments.tools import ToolEnvironment
 from trl_agentic.loss import aggregate, clipped_surrogate, count_turns, engine_correction, importance_ratio
-from trl_agentic.micro_batches import balanced, cut_by_rows, cut_by_tokens, pack_rows, split_to, take_rows
+from trl_agentic.micro_batches import cut_by_rows, cut_by_tokens, pack_rows, split_to, take_rows
 from trl_agentic.rollout.chat import ChatRenderer
-from trl_agentic.rollout.context import Context, Renderer, Row, first_messages, first_prompt, trajectory_rows
+from trl_agentic.rollout.context import Context, Renderer, completion_messages, first_prompt, prompt_messages
 from trl_agentic.rollout.engines import (
     Engine,
     Sampling,
@@ -54,10 +54,11 @@ from trl_agentic.trainers.budgets import check_budgets
 from trl_agentic.trainers.card import Evaluation, complete_card
 from trl_agentic.trainers.config import AgenticConfig
 from trl_agentic.trainers.lookahead import Lookahead
-from trl_agentic.trainers.metrics import EpisodeSummary, episode_metrics, summarize
+from trl_agentic.trainers.metrics import EpisodeSummary, episode_metrics, rollout_metrics, summarize
 from trl_agentic.trainers.nonfinite import NonFiniteGuard
 from trl_agentic.trainers.packing import check_rows_are_apart, packs
 from trl_agentic.trainers.pool import EnvironmentPool, Factory
+from trl_agentic.trainers.rows import balance, draw_places, row_tensors, training_rows
 from trl_agentic.trainers.saving import (
     TrajectoryLog,
     check_output_dir,
@@ -66,6 +67,7 @@ from trl_agentic.trainers.saving import (
     save_generation,
 )
 from trl_agentic.trainers.stopping import StopOnSignal
+from trl_agentic.trainers.tasks import check_size, task_dataset
 from trl_agentic.trainers.vllm import check_served_model, check_vllm, served_models, server_start, server_urls
 from trl_agentic.turns import spread_to_tokens, turn_batch, turn_record
 from trl_agentic.types import StopReason, Trajectory, TurnBatch
@@ -74,8 +76,6 @@ from trl_agentic.types import StopReason, Trajectory, TurnBatch
 __all__ = ["AgenticConfig", "AgenticTrainer"]
 
 logger = logging.getLogger(__name__)
-
-_LENGTH_STOPS = (StopReason.TURN_LENGTH, StopReason.ROLLOUT_LENGTH, StopReason.CONTEXT_LENGTH)
 
 
 def episode_return(trajectory: list[Trajectory], **kwargs: Any) -> list[float]:
@@ -155,8 +155,8 @@ class AgenticTrainer(GRPOTrainer):
         )
         self.environment_pool = EnvironmentPool(environment_factory, options)
         if train_dataset is None:
-            train_dataset = _dataset(self.environment_pool.tasks())
-        _check_size(train_dataset, args)
+            train_dataset = task_dataset(self.environment_pool.tasks())
+        check_size(train_dataset, args)
         first_rows = list(itertools.islice(iter(train_dataset), 64))
         self.environment_pool.check(first_rows)
         if isinstance(train_dataset, Dataset) and "environment" in train_dataset.column_names:
@@ -880,9 +880,9 @@ class AgenticTrainer(GRPOTrainer):
     def _add_reward_functions(self, inputs: list[dict[str, Any]], trajectories: list[Trajectory]) -> None:
         """Scores finished rollouts; what functions of the user give is added to the last turn's reward."""
         mode = "train" if self.model.training else "eval"
-        prompts = [_first_prompt(t) for t in trajectories]
+        prompts = [prompt_messages(t) for t in trajectories]
         roles = ["tool" if self.environment_pool.is_tool_style(row) else "user" for row in inputs]
-        completions = [_completion(t, role) for t, role in zip(trajectories, roles, strict=True)]
+        completions = [completion_messages(t, role) for t, role in zip(trajectories, roles, strict=True)]
         ids = [[i for turn in t.turns for i in turn.action_ids] for t in trajectories]
         rows = [{**row, "trajectory": t} for row, t in zip(inputs, trajectories, strict=True)]
         scores = self._calculate_rewards(rows, prompts, completions, ids)
@@ -937,58 +937,38 @@ class AgenticTrainer(GRPOTrainer):
         """Padded tensors of the rows that this process trains on, in the order drawn; advantages are the batch's."""
         device = self.accelerator.device
         first = self._own_rows(len(trajectories)).start
-        rows = [row for i, trajectory in enumerate(trajectories, start=first) for row in self._rows(trajectory, i)]
-        sampled = [0] * len(trajectories)
-        for row in rows:
-            sampled[row.rollout - first] += sum(turn >= 0 for turn in row.turn_ids)
+        has_logprobs, mask_truncated = self.use_vllm, self.args.mask_truncated_completions
+        filler = self._tokenizer.pad_token_id
+        of_rollouts = [
+            training_rows(trajectory, i, filler, mask_truncated, has_logprobs)
+            for i, trajectory in enumerate(trajectories, start=first)
+        ]
+        sampled = [sum(turn >= 0 for row in rows for turn in row.turn_ids) for rows in of_rollouts]
         rollout_tokens = torch.tensor(gather_object(sampled), device=device)
-        places = gather_object(self._draw(mode, len(trajectories)))
-        updates = self._updates_per_generation if mode == "train" else 1
-        update_of = [place * updates // len(trajectories) for place in places]
-        if mode == "train" and self._balances:
-            rows = self._balance(rows, update_of)
+        is_training, count = mode == "train", len(trajectories)
+        places = gather_object(draw_places(count) if is_training else list(range(count)))
+        update_of = [place * (self._updates_per_generation if is_training else 1) // count for place in places]
+        rows = [row for rows in of_rollouts for row in rows]
+        if is_training and self._balances:
+            rows = balance(rows, update_of)
         rows.sort(key=lambda row: places[row.rollout])
-        prompt_ids = self._pad([row.prompt_ids for row in rows], "left", self._tokenizer.pad_token_id)
-        prompt_mask = self._pad([[1] * len(row.prompt_ids) for row in rows], "left", 0)
-        completion_ids = self._pad([row.completion_ids for row in rows], "right", self._tokenizer.pad_token_id)
-        completion_mask = self._pad([[1] * len(row.completion_ids) for row in rows], "right", 0)
-        turn_ids = self._pad([row.turn_ids for row in rows], "right", -1)
-        tool_mask = (turn_ids >= 0).long()
-        index = torch.tensor([row.rollout for row in rows], device=device)
-        token_advantages = spread_to_tokens(advantages.to(device, torch.float32)[index], turn_ids)
-        output = {
-            "update": torch.tensor([update_of[row.rollout] for row in rows], device=device),
+        output = row_tensors(rows, filler, self.pad_to_multiple_of, device)
+        index, turn_ids, tool_mask = output["rollout_ids"], output["turn_ids"], output["tool_mask"]
+        output |= {
+            "update": torch.tensor(update_of, device=device)[index],
             "rollout_tokens": rollout_tokens[index],
-            "prompt_ids": prompt_ids,
-            "prompt_mask": prompt_mask,
-            "completion_ids": completion_ids,
-            "completion_mask": completion_mask,
-            "tool_mask": tool_mask,
-            "turn_ids": turn_ids,
-            "rollout_ids": index,
-            "advantages": token_advantages,
-            "num_rollouts_in_batch": torch.tensor(len(trajectories) * self.accelerator.num_processes, device=device),
+            "advantages": spread_to_tokens(advantages.to(device, torch.float32)[index], turn_ids),
+            "num_rollouts_in_batch": torch.tensor(count * self.accelerator.num_processes, device=device),
             "num_items_in_batch": self.accelerator.gather(tool_mask.sum()).sum(),
             "num_turns_in_batch": self.accelerator.gather(count_turns(tool_mask, turn_ids)).sum(),
         }
         if clip_scales is not None:
-            output["clip_scales"] = spread_to_tokens(clip_scales.to(torch.float32)[index].to(device), turn_ids, 1.0)
-        logprobs = [row.logprobs for row in rows if row.logprobs is not None]
-        if len(logprobs) == len(rows):
-            output["sampling_per_token_logps"] = self._pad(logprobs, "right", 0.0)
-        tokens = int(self.accelerator.gather((prompt_mask.sum() + completion_mask.sum()).reshape(1)).sum())
-        if mode == "train":
-            self.state.num_input_tokens_seen += tokens
+            output["clip_scales"] = spread_to_tokens(clip_scales.to(device, torch.float32)[index], turn_ids, 1.0)
+        tokens = (output["prompt_mask"].sum() + output["completion_mask"].sum()).reshape(1)
+        if is_training:
+            self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
         self._metrics[mode]["num_tokens"] = [self.state.num_input_tokens_seen]
         return output
-
-    def _draw(self, mode: str, count: int) -> list[int]:
-        """The place of each local rollout in the order of training, which says what optimizer step it is for."""
-        if mode == "eval":
-            return list(range(count))
-        order = torch.randperm(count)  # TRL's shuffle: the same numbers are drawn
-        places: list[int] = order.argsort().tolist()
-        return places
 
     @property
     def _balances(self) -> bool:
@@ -996,44 +976,6 @@ class AgenticTrainer(GRPOTrainer):
         return (
             self.accelerator.num_processes > 1 and self.args.max_tokens_per_micro_batch is not None and self._may_sort
         )
-
-    def _balance(self, rows: list[Row], update_of: list[int]) -> list[Row]:
-        """The rows that this process trains on when all have about equally many tokens in each update.
-
-        The loss is a sum over rows with a normaliser of all processes, so it does not matter who computes which.
-        """
-        known = gather_object(
-            [[(update_of[row.rollout], len(row.prompt_ids) + len(row.completion_ids)) for row in rows]]
-        )
-        goes = [0] * len(rows)
-        own = self.accelerator.process_index
-        for update in range(self._updates_per_generation):
-            lengths = [[tokens for of, tokens in process if of == update] for process in known]
-            here = [i for i, row in enumerate(rows) if update_of[row.rollout] == update]
-            for i, process in zip(here, balanced(lengths)[own], strict=True):
-                goes[i] = process
-        moved = gather_object([(process, row) for process, row in zip(goes, rows, strict=True) if process != own])
-        stay = [row for process, row in zip(goes, rows, strict=True) if process == own]
-        return stay + [row for process, row in moved if process == own]
-
-    def _rows(self, trajectory: Trajectory, index: int) -> list[Row]:
-        """Rows of a trajectory; a rollout that must not be trained on keeps a row, fully masked."""
-        masked = trajectory.stop_reason is StopReason.ERROR or (
-            self.args.mask_truncated_completions and trajectory.stop_reason in _LENGTH_STOPS
-        )
-        rows = trajectory_rows(trajectory, index)
-        if masked:
-            for row in rows:
-                row.turn_ids = [-1] * len(row.turn_ids)
-        if not rows:
-            filler = [self._tokenizer.pad_token_id]
-            rows = [Row(index, filler, filler, [-1], logprobs=[0.0] if self.use_vllm else None)]
-        return rows
-
-    def _pad(self, rows: list[list[Any]], side: str, value: Any) -> Tensor:
-        tensors = [torch.tensor(row) for row in rows]
-        padded = pad(tensors, padding_value=value, padding_side=side, pad_to_multiple_of=self.pad_to_multiple_of)
-        return padded.to(self.accelerator.device)
 
     def _add_frozen_logps(self, mode: str, batches: list[dict[str, Tensor]]) -> None:
         """Log-probabilities that no gradient flows through: those of the old and of the reference policy."""
@@ -1237,20 +1179,7 @@ class AgenticTrainer(GRPOTrainer):
         clock: RolloutClock,
     ) -> None:
         self._episodes[mode] += gather_object([summarize(trajectory) for trajectory in trajectories])
-        metrics = self.turn_metrics(batch, advantages)
-        turns = gather_object([sum(len(trajectory.turns) for trajectory in trajectories)])
-        names = ("seconds", "engine_seconds", "env_seconds", "ahead_seconds")
-        times = gather_object([[getattr(clock, name) for name in names]])
-        for name, of_processes in zip(names, zip(*times, strict=True), strict=True):
-            metrics[f"rollout/{name}"] = max(of_processes)
-        slowest = metrics["rollout/seconds"]
-        metrics["rollout/retries"] = sum(gather_object([sum(trajectory.retries for trajectory in trajectories)]))
-        metrics["rollout/turns_per_second"] = sum(turns) / max(slowest, 1e-9)
-        waits = gather_object([(clock.engine_waits, clock.env_waits, clock.env_saved)])
-        for name, total in zip(("engine_wait", "env_wait", "env_wait_saved"), zip(*waits, strict=True), strict=True):
-            metrics[f"rollout/{name}"] = sum(total) / max(sum(turns), 1)
-        tokens = gather_object([(clock.cached_tokens, clock.prompt_tokens)])
-        metrics["rollout/cache_hit_rate"] = sum(held for held, _ in tokens) / max(sum(n for _, n in tokens), 1)
+        metrics = self.turn_metrics(batch, advantages) | rollout_metrics(trajectories, clock)
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
         episode_advantages = (advantages * batch.turn_mask).sum(1) / batch.turn_mask.sum(1).clamp(min=1)
@@ -1265,27 +1194,6 @@ def _name_of(model: Any) -> str:
     return model if isinstance(model, str) else model.config._name_or_path
 
 
-def _dataset(tasks: list[dict[str, Any]]) -> Dataset:
-    """Tasks as a table with all of their columns; a column that a task does not have is `None` there."""
-    columns = dict.fromkeys(column for task in tasks for column in task)
-    return Dataset.from_list([{column: task.get(column) for column in columns} for task in tasks])
-
-
-def _check_size(dataset: Dataset | IterableDataset, args: AgenticConfig) -> None:
-    """Fails now where TRL would train for zero steps: the sampler drops an incomplete batch of prompts."""
-    if next(iter(dataset), None) is None:
-        raise ValueError("`train_dataset` is empty: there is nothing to train on.")
-    if not isinstance(dataset, Dataset):
-        return
-    prompts = args.generation_batch_size // args.num_generations
-    if len(dataset) < prompts:
-        raise ValueError(
-            f"`train_dataset` has {len(dataset)} rows, but one batch takes {prompts} (`generation_batch_size` "
-            f"{args.generation_batch_size} / `num_generations` {args.num_generations}). Add rows, lower "
-            "`per_device_train_batch_size` or `gradient_accumulation_steps`, or raise `num_generations`."
-        )
-
-
 def _add_final_reward(environment: EnvironmentHandle, trajectory: Trajectory) -> None:
     """Pays a tool-style environment's own reward at the last turn; an error there costs this rollout alone."""
     try:
@@ -1296,13 +1204,6 @@ def _add_final_reward(environment: EnvironmentHandle, trajectory: Trajectory) ->
     except Exception:
         trajectory.error = traceback.format_exc()
         trajectory.stop_reason = StopReason.ERROR
-
-
-def _first_prompt(trajectory: Trajectory) -> list[dict[str, Any]]:
-    """The messages that the rollout began with; an empty one if it failed before there was any."""
-    if trajectory.turns or trajectory.task.get("prompt"):
-        return first_messages(trajectory.task, trajectory.turns[0].observation if trajectory.turns else None)
-    return [{"role": "user", "content": ""}]
 
 
 def _check_failures(errors: list[str | None], max_share: float) -> None:
@@ -1316,13 +1217,3 @@ def _check_failures(errors: list[str | None], max_share: float) -> None:
         f"{len(failed)} of {len(errors)} rollouts failed, more than `max_failed_rollouts` ({max_share:g}) allows. The "
         f"first error:\n{failed[0]}"
     )
-
-
-def _completion(trajectory: Trajectory, observation_role: str) -> list[dict[str, str]]:
-    """The messages after the first prompt: answers and observations in turn."""
-    messages: list[dict[str, str]] = []
-    for k, turn in enumerate(trajectory.turns):
-        if k:
-            messages.append({"role": observation_role, "content": turn.observation})
-        messages.append({"role": "assistant", "content": turn.action})
-    return messages

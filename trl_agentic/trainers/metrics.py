@@ -6,6 +6,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from statistics import fmean
 
+from accelerate.utils import gather_object
+
+from trl_agentic.rollout.loop import RolloutClock
 from trl_agentic.types import StopReason, Trajectory
 
 
@@ -78,3 +81,32 @@ def episode_metrics(summaries: list[EpisodeSummary]) -> dict[str, float]:
     for task_type, successes in sorted(by_type.items()):
         metrics[f"episode/success_{task_type}"] = fmean(successes)
     return metrics
+
+
+def rollout_metrics(trajectories: list[Trajectory], clock: RolloutClock) -> dict[str, float]:
+    """Where the time of a generation went, over all processes. To be called by every process.
+
+    Args:
+        trajectories: rollouts of this process.
+        clock: seconds, waits and tokens of this process.
+    """
+    times = ("seconds", "engine_seconds", "env_seconds", "ahead_seconds")
+    own: dict[str, float] = {name: getattr(clock, name) for name in times} | {
+        "turns": sum(len(trajectory.turns) for trajectory in trajectories),
+        "retries": sum(trajectory.retries for trajectory in trajectories),
+        "engine_wait": clock.engine_waits,
+        "env_wait": clock.env_waits,
+        "env_wait_saved": clock.env_saved,
+        "cached": clock.cached_tokens,
+        "prompt": clock.prompt_tokens,
+    }
+    processes: list[dict[str, float]] = gather_object([own])
+    total = {name: sum(process[name] for process in processes) for name in own}
+    longest = {name: max(process[name] for process in processes) for name in times}
+    waits = {name: total[name] / max(total["turns"], 1) for name in ("engine_wait", "env_wait", "env_wait_saved")}
+    rates = {
+        "retries": total["retries"],
+        "turns_per_second": total["turns"] / max(longest["seconds"], 1e-9),
+        "cache_hit_rate": total["cached"] / max(total["prompt"], 1),
+    }
+    return {f"rollout/{name}": value for name, value in (longest | waits | rates).items()}

@@ -36,7 +36,8 @@ class NonFiniteGuard(TrainerCallback):
         self._rule = rule
         self._gradients = gradients
         self._seen: list[tuple[Tensor, Tensor]] = []
-        self._sampled: tuple[int, Sequence[Trajectory]] = 0, ()
+        self.sampled: tuple[int, Sequence[Trajectory]] = 0, ()
+        """Rollouts that this process sampled last, after the number of the first in the global batch."""
         self._skipped_in_a_row = 0
         self.grad_norm: Any = None
         """Norm of the gradient of the update, before it was clipped."""
@@ -50,7 +51,7 @@ class NonFiniteGuard(TrainerCallback):
             first: number of the first in the global batch.
             trajectories: the rollouts.
         """
-        self._sampled = first, trajectories
+        self.sampled = first, trajectories
 
     def note(self, loss: Tensor, inputs: dict[str, Tensor], logps: Tensor | None) -> None:
         """Takes what is known of a micro-batch after its forward pass.
@@ -107,7 +108,7 @@ class NonFiniteGuard(TrainerCallback):
 
     def _tasks_of(self, blamed: set[int]) -> list[tuple[int, str]]:
         """Those of this process's rollouts that are to blame, with their tasks in words."""
-        first, trajectories = self._sampled
+        first, trajectories = self.sampled
         return [
             (number, f" (task {str(trajectory.task)[:200]})")
             for number, trajectory in enumerate(trajectories, start=first)
