@@ -228,8 +228,8 @@ def _peak() -> float:
 def table(results: dict[tuple[str, str], dict[str, float]], rate: float | None) -> str:
     """The figures; with a card's matrix `rate` in FLOPs a second, in seconds on the wall, and its share used."""
     clock, unit = ("cpu", "CPU s") if rate is None else ("wall", "s")
-    names = f"lengths batches tokens positions {unit}_/_step tokens_/_s memory_(MB) loss gradient_norm".split()
-    names = [name.replace("_", " ") for name in names] + ["FLOPs used"] * (rate is not None)
+    names = ["lengths", "batches", "tokens", "positions", f"{unit} / step", "tokens / s", "memory (MB)", "loss"]
+    names += ["gradient norm"] + ["FLOPs used"] * (rate is not None)
     lines = ["| " + " | ".join(names) + " |", "|---|---|" + "---:|" * (len(names) - 2)]
     for (kind, method), r in results.items():
         used = "" if rate is None else f" {100 * r['flops'] / r[clock] / rate:.1f}% |"
