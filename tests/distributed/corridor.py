@@ -37,7 +37,7 @@ RUNS: dict[str, dict[str, Any]] = {
     # The second process has rows of one turn only, and fewer micro-batches of tokens than the first.
     "idle": {
         "beta": 0.1, "invalid_action_penalty": 0.25, "shuffle_dataset": False, "lengths": (3, -1, -1),
-        "max_tokens_per_micro_batch": 150, "max_context_length": 150,
+        "max_tokens_per_micro_batch": 150, "max_context_length": 150, "save_trajectories_steps": 1,
     },
     # Rollouts of several rows, on the second process of one; rows are packed.
     "window": {

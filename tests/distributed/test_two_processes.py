@@ -11,6 +11,7 @@ import torch
 
 from tests.distributed.corridor import ROLLOUTS, RUNS, run
 from tests.distributed.launch import launch
+from trl_agentic.records import load_records
 
 
 pytestmark = pytest.mark.distributed
@@ -39,8 +40,14 @@ def assert_equal_logs(actual: dict[str, Any], expected: dict[str, Any], name: st
                 assert left[key] == pytest.approx(right[key], rel=1e-3, abs=1e-5), f"{name}, {key}"
 
 
+def saved_ratios(folder: Path) -> list[list[float]]:
+    """Importance ratios of the turns in the trajectories that a run saved."""
+    return [[turn["ratio"] for turn in record["turns"]] for record in load_records(folder / "trajectories")]
+
+
 def test_two_processes_train_as_one_does(tiny_model_dir: Callable[..., Path], tmp_path: Path):
     two = launch("corridor.py", tiny_model_dir(), out=tmp_path)
+    ratios = saved_ratios(tmp_path / "idle")  # rows were computed by another process than the one that sampled them
     for name, changes in RUNS.items():
         expected = run(str(tiny_model_dir()), tmp_path / name, 1, **changes)
         assert len(expected["advantages"]) == (2 if "num_iterations" in changes else 3)
@@ -52,6 +59,10 @@ def test_two_processes_train_as_one_does(tiny_model_dir: Callable[..., Path], tm
         assert_equal_logs(two[0][name], expected, name)
         tokens = [rank[name]["tokens"] for rank in two]
         assert sum(tokens) == expected["tokens"]
+        if name == "idle":
+            assert len(ratios) == 3 * ROLLOUTS and all(ratios)
+            for two_say, one_says in zip(ratios, saved_ratios(tmp_path / name), strict=True):
+                assert two_say == pytest.approx(one_says, abs=1e-5)
         if name in ("idle", "window"):  # with a budget of tokens, each process has half of them
             assert max(tokens) < 0.55 * sum(tokens), (name, tokens)
 
