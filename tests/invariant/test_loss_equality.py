@@ -58,7 +58,9 @@ def batch(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[di
 
     trainer._play = play  # type: ignore[method-assign]
     trainer.model.train()
-    rows = trainer._generate_and_score_completions([{"length": 2}] * 4 + [{"length": 3}] * 4)
+    drawn = trainer._generate_and_score_completions([{"length": 2}] * 4 + [{"length": 3}] * 4)
+    order = drawn["rollout_ids"].argsort()
+    rows = {name: value[order] if value.dim() else value for name, value in drawn.items()}
     assert len(rows["prompt_ids"]) == 8 and (rows["turn_ids"].amax(1) > 0).any()
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -179,10 +179,10 @@ def test_each_token_has_the_clip_range_of_its_turn(tiny_model_dir: Model, tmp_pa
     inputs, batch = recorded(trainer)
     scales, advantages = a2tgpo_clip_scale(batch, clip_beta=0.9), a2tgpo_advantages(batch)
     assert scales[batch.turn_mask].std() > 0.1
-    for i, row in enumerate(inputs["turn_ids"].tolist()):
-        for t, k in enumerate(row):
-            assert inputs["clip_scales"][i, t] == (scales[i, k] if k >= 0 else 1.0)
-            assert inputs["advantages"][i, t] == (advantages[i, k] if k >= 0 else 0.0)
+    for row, (i, turns) in enumerate(zip(inputs["rollout_ids"], inputs["turn_ids"].tolist(), strict=True)):
+        for t, k in enumerate(turns):
+            assert inputs["clip_scales"][row, t] == (scales[i, k] if k >= 0 else 1.0)
+            assert inputs["advantages"][row, t] == (advantages[i, k] if k >= 0 else 0.0)
 
 
 @pytest.mark.parametrize("level", ["turn", "token"])
