@@ -40,6 +40,15 @@ def assert_equal_logs(actual: dict[str, Any], expected: dict[str, Any], name: st
                 assert left[key] == pytest.approx(right[key], rel=1e-3, abs=1e-5), f"{name}, {key}"
 
 
+def assert_resumed(resumed: dict[str, Any], whole: dict[str, Any]) -> None:
+    """A run of four steps that went on from the second ends as the one that did not stop, bit for bit."""
+    assert (whole["parameters"]["model.norm.weight"] - 1).abs().max() > 1e-3
+    for name, parameter in whole["parameters"].items():
+        assert torch.equal(resumed["parameters"][name], parameter), name
+    assert [entry["step"] for entry in resumed["log"]][:5] == [1, 2, 3, 4, 4]
+    assert_equal_logs(resumed, whole, "resumed")
+
+
 def saved_ratios(folder: Path) -> list[list[float]]:
     """Importance ratios of the turns in the trajectories that a run saved."""
     return [[turn["ratio"] for turn in record["turns"]] for record in load_records(folder / "trajectories")]
@@ -83,9 +92,4 @@ def test_sharded_parameters_train_as_whole_ones_do(version: str, tiny_model_dir:
 def test_a_sharded_run_that_resumes_is_the_run_that_did_not_stop(tiny_model_dir: Callable[..., Path], tmp_path: Path):
     """FSDP2 on two processes, from the second of four steps: same weights, same metrics."""
     rank, _ = launch("sharded_resume.py", tiny_model_dir(), out=tmp_path)
-    whole, resumed = rank["whole"], rank["resumed"]
-    assert (whole["parameters"]["model.norm.weight"] - 1).abs().max() > 1e-3
-    for name, parameter in whole["parameters"].items():
-        assert torch.equal(resumed["parameters"][name], parameter), name
-    assert [entry["step"] for entry in resumed["log"]][:5] == [1, 2, 3, 4, 4]
-    assert_equal_logs(resumed, whole, "resumed")
+    assert_resumed(rank["resumed"], rank["whole"])
