@@ -6,8 +6,8 @@
 
 A small policy, trained here for a few minutes, calls a tool until it has counted down to zero. The tool takes time:
 none, or on average 50 or 500 ms, exponentially distributed. The task says how many turns a rollout has: equally many,
-evenly spread, or long-tailed. Both loops sample from the same model, with `model.generate` or with a vLLM engine in
-their process. Tables and a plot go to docs/results/rollout*.
+evenly spread, or long-tailed. Both loops sample from the same model, with transformers or with vLLM, each in a process
+of its own; they play in turns, so that neither has a better hour. Tables and a plot go to docs/results/rollout*.
 
 With vLLM, what the loop reaches is compared with the engine alone, which knows all prompts of the same turns
 beforehand: with as many at a time as there are rollouts, and with fewer, so that rollouts wait for the engine.
@@ -17,15 +17,18 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
+import multiprocessing
 import os
 import platform
 import random
-import subprocess
+import socket
+import statistics
 import sys
 import tempfile
+import textwrap
 import time
 from importlib import metadata
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +51,8 @@ PROMPT = [{"role": "user", "content": "Count down to 0 and say Done."}]
 SCENE = "The clock stands on the shelf, its hands move on, and nothing else in the room has changed since."
 MOST = 40  # turns that the policy learns to count
 SLOTS = 16  # sequences at a time of an engine that all rollouts do not fit into
+REPEATS = 5  # of a load without latency; the median counts
+COMMENT = "## What it says"  # what was written by hand under it stays
 TURN, CONTEXT = 32, 4096  # tokens
 
 
@@ -173,6 +178,7 @@ class Loop:
         }  # fmt: skip
         if engine == "vllm":
             options |= {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": CONTEXT}
+            options["vllm_gpu_memory_utilization"] = 0.3  # there are two
         rows = Dataset.from_list(Load("equal", environments, 2, 0.0).rows())
         self.is_ours = name == "ours"
         self.trainer: Any = (
@@ -188,12 +194,8 @@ class Loop:
         )  # fmt: skip
 
     def play(self, load: Load) -> dict[str, float]:
-        """Turns a second; of ours with vLLM also those of the engine alone. The best of three where nothing waits."""
-        times = [self._play(load) for _ in range(1 if load.latency else 3)]
-        return {key: max(rates[key] for rates in times) for key in times[0]}
+        """Turns a second; of ours with vLLM, where nothing waits, also those of the engine alone.
 
-    def _play(self, load: Load) -> dict[str, float]:
-        """
         Raises:
             RuntimeError: the policy miscounted, so that the work is not what it should be.
         """
@@ -265,16 +267,82 @@ def full_loads() -> list[Load]:
     return [Load("uniform", n, 16, 0.0) for n in (SLOTS, 2 * SLOTS, 4 * SLOTS, 8 * SLOTS)]
 
 
-def measure(name: str, policy: Path, engine: str, quick: bool) -> dict[str, list[dict[str, float]]]:
-    """All that one of the loops plays, in this process. "full" is ours with an engine of few slots."""
+class Player:
+    """A loop in a process of its own."""
+
+    def __init__(self, name: str, policy: Path, folder: Path, engine: str, environments: int):
+        spawn = multiprocessing.get_context("spawn")
+        self._connection, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(theirs, name, policy, folder / name, engine, environments))
+        self._process.start()
+        theirs.close()
+
+    def play(self, load: Load) -> dict[str, float]:
+        """See [`Loop.play`].
+
+        Raises:
+            EOFError: the process ended; its traceback was printed.
+        """
+        self._connection.send(load)
+        rates: dict[str, float] = self._connection.recv()
+        return rates
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.join()
+
+
+def _serve(connection: Connection, name: str, policy: Path, folder: Path, engine: str, environments: int) -> None:
+    """Plays what the other end of the connection asks for, until it is closed."""
     if engine == "vllm" and not torch.cuda.is_available():
         _prepare_vllm_for_cpu()
-    parts = {"full": full_loads()} if name == "full" else loads(quick)
-    most = SLOTS if name == "full" else max(load.environments for part in parts.values() for load in part)
+    with socket.socket() as free:  # each process has a process group of its own
+        free.bind(("127.0.0.1", 0))
+        os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+    loop = Loop(name, policy, folder, engine, environments)
+    loop.play(Load("equal", 2, 2, 0.0))  # the first of its kind: not timed
+    while True:
+        try:
+            load = connection.recv()
+        except EOFError:
+            return
+        connection.send(loop.play(load))
+
+
+Rates = dict[str, list[dict[str, float]]]  # by the loop, of each load
+
+
+def measure(
+    names: list[str], parts: dict[str, list[Load]], policy: Path, engine: str, environments: int
+) -> dict[str, Rates]:
+    """What each of the loops reaches, in turns: median rates, and the median share of the engine alone."""
     with tempfile.TemporaryDirectory() as folder:
-        loop = Loop("TRL" if name == "TRL" else "ours", policy, Path(folder), engine, most)
-        loop.play(Load("equal", 2, 2, 0.0))  # the first of its kind: not timed
-        return {part: [loop.play(load) for load in listed] for part, listed in parts.items()}
+        players = {name: Player(name, policy, Path(folder), engine, environments) for name in names}
+        try:
+            return {part: _measure(players, listed) for part, listed in parts.items()}
+        finally:
+            for player in players.values():
+                player.close()
+
+
+def _measure(players: dict[str, Player], loads: list[Load]) -> Rates:
+    results: Rates = {name: [] for name in players}
+    for load in loads:
+        plays: Rates = {name: [] for name in players}
+        for _ in range(1 if load.latency else REPEATS):
+            for name, player in players.items():
+                plays[name].append(player.play(load))
+        for name, rates in plays.items():
+            results[name].append(_median(rates))
+            print(load, name, [round(rate["rate"], 1) for rate in rates], flush=True)
+    return results
+
+
+def _median(plays: list[dict[str, float]]) -> dict[str, float]:
+    """Of each rate, and of the share."""
+    if "alone" in plays[0]:
+        plays = [play | {"share": play["rate"] / play["alone"]} for play in plays]
+    return {key: statistics.median(play[key] for play in plays) for key in plays[0]}
 
 
 def _prepare_vllm_for_cpu() -> None:
@@ -287,22 +355,17 @@ def _prepare_vllm_for_cpu() -> None:
     patch_trl(pytest.MonkeyPatch())
 
 
-def share(rates: dict[str, float]) -> str:
-    """What the loop reaches of the engine alone."""
-    return f"{rates['rate'] / rates['alone']:.0%}"
-
-
 def full_table(results: list[dict[str, float]]) -> str:
     """One line for each number of rollouts that share an engine of few slots."""
     lines = ["| turns a rollout | environments | ours, turns/s | engine alone, turns/s | share |"]
     lines.append("|---" + "|---:" * 4 + "|")
     for load, rates in zip(full_loads(), results, strict=True):
         cells = [f"{load.lengths}, up to {load.turns}", str(load.environments), f"{rates['rate']:.1f}"]
-        lines.append("| " + " | ".join([*cells, f"{rates['alone']:.1f}", share(rates)]) + " |")
+        lines.append("| " + " | ".join([*cells, f"{rates['alone']:.1f}", f"{rates['share']:.0%}"]) + " |")
     return "\n".join(lines)
 
 
-def table(part: list[Load], results: dict[str, list[dict[str, float]]]) -> str:
+def table(part: list[Load], results: Rates) -> str:
     """One line a load."""
     theirs, ours = results["TRL"], results["ours"]
     is_vllm = any("alone" in rates for rates in ours)
@@ -314,19 +377,19 @@ def table(part: list[Load], results: dict[str, list[dict[str, float]]]) -> str:
         cells = [count, str(load.environments), f"{1000 * load.latency:.0f} ms", f"{trl['rate']:.1f}"]
         cells += [f"{own['rate']:.1f}", f"{own['rate'] / trl['rate']:.1f}x"]
         if is_vllm:
-            cells.append(share(own) if "alone" in own else "")
+            cells.append(f"{own['share']:.0%}" if "share" in own else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def plot(parts: dict[str, list[Load]], results: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> None:
+def plot(parts: dict[str, list[Load]], results: dict[str, Rates], path: Path) -> None:
     """Turns a second against the number of environments, and seconds a turn against the number of turns."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in ("TRL", "ours"):
-        rates = [result["rate"] for result in results[name]["environments"]]
+        rates = [result["rate"] for result in results["environments"][name]]
         left.plot([load.environments for load in parts["environments"]], rates, "o-", label=name)
-        costs = [1000 / result["rate"] for result in results[name]["turns"]]
+        costs = [1000 / result["rate"] for result in results["turns"][name]]
         right.plot([load.turns for load in parts["turns"]], costs, "o-", label=name)
     left.set(xlabel="environments (long-tailed, 50 ms)", ylabel="turns / s", xscale="log", ylim=(0, None))
     right.set(xlabel="turns of every rollout (32 environments, 0 ms)", ylabel="ms / turn", ylim=(0, None))
@@ -342,38 +405,48 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two small loads, printed only")
     parser.add_argument("--updates", type=int, default=1000, help="the most updates that teach the policy")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
-    parser.add_argument("--measure", nargs=3, metavar=("LOOP", "POLICY", "JSON"), help="one loop alone, to a file")
     arguments = parser.parse_args()
-    if arguments.measure:
-        loop, policy, path = arguments.measure
-        Path(path).write_text(json.dumps(measure(loop, Path(policy), arguments.engine, arguments.quick)))
-        return
-    results = {}
+    engine, parts = arguments.engine, loads(arguments.quick)
     with tempfile.TemporaryDirectory() as folder:
-        policy, path = Path(folder) / "policy", Path(folder) / "results.json"
+        policy = Path(folder) / "policy"
         build_policy(policy, arguments.updates)
-        is_full_too = arguments.engine == "vllm" and not arguments.quick
-        for name in ("TRL", "ours", *["full"] * is_full_too):
-            options = ["--engine", arguments.engine, *["--quick"] * arguments.quick]
-            subprocess.run([sys.executable, __file__, *options, "--measure", name, str(policy), str(path)], check=True)
-            results[name] = json.loads(path.read_text())
-            print(name, results[name], flush=True)
-    parts = loads(arguments.quick)
-    tables = [table(listed, {name: results[name][part] for name in ("TRL", "ours")}) for part, listed in parts.items()]
-    if is_full_too:
-        tables.append(full_table(results["full"]["full"]))
+        most = max(load.environments for part in parts.values() for load in part)
+        results = measure(["TRL", "ours"], parts, policy, engine, most)
+        tables = [table(listed, results[part]) for part, listed in parts.items()]
+        if engine == "vllm" and not arguments.quick:
+            full = measure(["ours"], {"full": full_loads()}, policy, engine, SLOTS)
+            tables.append(full_table(full["full"]["ours"]))
     text = "\n\n".join(tables)
     print(f"\n{text}")
     if not arguments.quick:
-        name = "rollout" if arguments.engine == "transformers" else "rollout_vllm"
+        name = "rollout" if engine == "transformers" else "rollout_vllm"
         plot(parts, results, arguments.output_dir / f"{name}.png")
-        (arguments.output_dir / f"{name}.md").write_text(report(arguments.engine, name, text))
+        page = arguments.output_dir / f"{name}.md"
+        before = page.read_text() if page.exists() else ""
+        comment = "\n" + before[before.index(COMMENT) :] if COMMENT in before else ""
+        page.write_text(report(engine, name, text, limit(parts, results)) + comment)
 
 
-def report(engine: str, name: str, tables: str) -> str:
+def limit(parts: dict[str, list[Load]], results: dict[str, Rates]) -> str:
+    """What the longest rollout of the long-tailed set allows any loop without latency."""
+    [i] = [i for i, load in enumerate(parts["lengths and latencies"]) if load == Load("long-tailed", 64, MOST, 0.0)]
+    turns = sum(row["turns"] for row in parts["lengths and latencies"][i].rows())
+    seconds = {name: turns / results["lengths and latencies"][name][i]["rate"] for name in ("TRL", "ours")}
+    [alone] = results["the longest alone"]["ours"]
+    longest = 2 * MOST / alone.get("alone", alone["rate"])
+    text = (
+        "A long-tailed set ends no sooner than its longest rollout, with any loop. Without latency the "
+        f"{turns} turns of 64 rollouts took TRL {seconds['TRL']:.1f} s and ours {seconds['ours']:.1f} s; "
+        f"two rollouts of {MOST} turns, next to nothing else, {longest:.1f} s. "
+        f"{seconds['TRL'] / longest:.1f}x is the most that a loop could reach there."
+    )
+    return textwrap.fill(text, 119)
+
+
+def report(engine: str, name: str, tables: str, longest: str) -> str:
     version = metadata.version(engine)
     sampler = {
-        "transformers": f"`model.generate` of transformers {version}",
+        "transformers": f"transformers {version}, TRL by `model.generate` and ours token by token",
         "vllm": f"vLLM {version} in the trainer's process (colocate)",
     }[engine]
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
@@ -388,7 +461,6 @@ alone. In the last table the engine takes {SLOTS} sequences at a time: the more 
 places are ever empty.
 """
     )
-    long_turns = sum(row["turns"] for row in Load("long-tailed", 64, MOST, 0.0).rows())
     return f"""# Rollouts: TRL's loop against ours, {engine}
 
 `python benchmarks/rollout.py --engine {engine}`: the `environment_factory` loop of TRL
@@ -399,9 +471,9 @@ it has counted down. Both sample with {sampler}, on
 {tables}
 
 TRL calls the tools of a turn one after another and waits for all of them; ours works on with those that have answered.
-The fourth table shows how fast a rollout of {MOST} turns is when next to nothing else is played. A long-tailed set
-ends no sooner than its longest rollout, with any loop: at 0 ms its {long_turns} turns take at least the time of these
-{MOST}.
+The two play in turns; rates without latency are medians of {REPEATS}.
+
+{longest}
 {shares}
 ![Turns a second by the number of environments; milliseconds a turn by the number of turns]({name}.png)
 """

@@ -13,8 +13,9 @@ from tests.distributed.launch import launch
 pytestmark = pytest.mark.distributed
 
 
-def test_an_engine_waits_for_the_other(tiny_model_dir: Callable[..., Path], tmp_path: Path):
-    ranks = launch("engine_in_step.py", tiny_model_dir(), out=tmp_path)
+@pytest.mark.parametrize("kind", ["tokens", "generate"])
+def test_an_engine_waits_for_the_other(kind: str, tiny_model_dir: Callable[..., Path], tmp_path: Path):
+    ranks = launch("engine_in_step.py", kind, tiny_model_dir(), out=tmp_path)
     assert ranks[0]["forwards"] == ranks[1]["forwards"] > 4
     for rank in ranks:
         assert rank["together"] == rank["alone"]  # passes of another's tokens leave no trace in the cache

@@ -119,7 +119,7 @@ def test_an_adapter_is_loaded_on_its_base(tiny_model_dir: Callable[..., Path], t
     adapted.save_pretrained(tmp_path / "adapter")  # its tokenizer is that of the base
     player = ModelPlayer.from_pretrained(str(tmp_path / "adapter"), Sampling(0.0), "float32", max_turns=2,
                                          max_turn_tokens=4)  # fmt: skip
-    loaded = player._engine._model
+    loaded = player._new_engine()._model
     ids = torch.tensor([[5, 6, 7]])
     torch.testing.assert_close(loaded(ids).logits, adapted(ids).logits)
     (trajectory,) = player.play([Episode(Corridor(), {"length": 2}, 0)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,17 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, MistralConfig, PreTrainedModel
 
 from tests.rollout.attentive import attentive_model
-from trl_agentic.rollout.engines import Request, Sampling, SeededSampling, TransformersEngine
+from trl_agentic.rollout.engines import (
+    GenerateEngine,
+    Request,
+    Sample,
+    Sampling,
+    SeededSampling,
+    TransformersEngine,
+    transformers_engine,
+)
+from trl_agentic.rollout.engines import transformers as token_by_token
+from trl_agentic.rollout.engines.sampling import generator
 
 
 PAD, EOS = 0, 2
@@ -30,123 +41,283 @@ def eos_ids(model: PreTrainedModel, share: int = 6) -> list[int]:
     return [EOS, *range(60, model.config.vocab_size, share)]
 
 
-def engine(model: PreTrainedModel, temperature: float = 1.0, **options: object) -> TransformersEngine:
+Either = TransformersEngine | GenerateEngine
+
+
+@pytest.fixture(params=[TransformersEngine, GenerateEngine], ids=["tokens", "generate"])
+def kind(request: pytest.FixtureRequest) -> type[Either]:
+    return request.param
+
+
+def engine(
+    model: PreTrainedModel, temperature: float = 1.0, kind: type[Either] = TransformersEngine, **options: object
+) -> Either:
     sampling = options.pop("sampling", Sampling(temperature))
     ends = options.pop("ends", None) or eos_ids(model)
-    return TransformersEngine(model, ends, PAD, sampling, **options)
+    return kind(model, ends, PAD, sampling, **options)
 
 
-def converse(player: TransformersEngine, turns: int = 4, budget: int = 7) -> list[list[list[int]]]:
+def answers(player: Either, requests: list[Request]) -> list[Sample]:
+    """What the requests come to, in order, while nobody else plays."""
+    samples: dict[int, Sample | Exception] = {}
+    for request in requests:
+        player.submit(request, lambda sample, rollout=request.rollout: samples.update({rollout: sample}))
+    while len(samples) < len(requests):
+        assert player.step(active=len(requests), busy=0) == 0.0
+    return [samples[request.rollout] for request in requests]
+
+
+def converse(player: Either, turns: int = 4, budget: int = 7) -> list[list[list[int]]]:
     """Contexts of four rollouts after every turn. Rollout 2 drops out after the second turn, 0 after the third."""
     contexts = {i: list(ids) for i, ids in enumerate(PROMPTS)}
     history = []
     for turn in range(turns):
         contexts = {i: ids for i, ids in contexts.items() if turn < {2: 2, 0: 3}.get(i, turns)}
         requests = [Request(i, ids, budget, seed=97 * i + turn) for i, ids in contexts.items()]
-        samples = player.generate(requests)
+        samples = answers(player, requests)
         contexts = {r.rollout: r.prompt_ids + s.ids for r, s in zip(requests, samples, strict=True)}
         history.append(list(contexts.values()))
         contexts = {i: ids + OBSERVATIONS[(i + turn) % 4] for i, ids in contexts.items()}
     return history
 
 
+class Forwards:
+    """Shapes (rows, new tokens) of a model's forward passes."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.shapes: list[tuple[int, ...]] = []
+        self._hook = model.register_forward_pre_hook(self._add, with_kwargs=True)
+
+    def _add(self, module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        self.shapes.append(tuple(kwargs["input_ids"].shape))
+
+    def __enter__(self) -> Forwards:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hook.remove()
+
+
 def test_the_model_of_these_tests_reads_its_context(model: PreTrainedModel):
     """Another id far back changes what is chosen, so that the tests below see a token that is lost or shifted."""
-    first = engine(model, 0.0, ends=[EOS]).generate([Request(0, PROMPTS[1], 6, 0)])
+    first = answers(engine(model, 0.0, ends=[EOS]), [Request(0, PROMPTS[1], 6, 0)])
     for place in range(len(PROMPTS[1])):
         other = [300 if i == place else token for i, token in enumerate(PROMPTS[1])]
-        assert engine(model, 0.0, ends=[EOS]).generate([Request(0, other, 6, 0)]) != first
+        assert answers(engine(model, 0.0, ends=[EOS]), [Request(0, other, 6, 0)]) != first
 
 
 # The cache
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
-def test_a_kept_cache_changes_nothing(model: PreTrainedModel, temperature: float):
-    kept = engine(model, temperature, min_useful_cache=0.0)
-    assert converse(kept) == converse(engine(model, temperature, keep_cache=False))
-    assert kept._cache is not None
+def test_a_kept_cache_changes_nothing(model: PreTrainedModel, temperature: float, attention: str):
+    model.set_attn_implementation(attention)
+    try:
+        kept = converse(engine(model, temperature))
+        assert kept == converse(engine(model, temperature, GenerateEngine))
+    finally:
+        model.set_attn_implementation("sdpa")
 
 
 def test_the_cache_saves_the_prefill(model: PreTrainedModel):
-    """A later turn feeds the new tokens alone, so the tests above compare two different computations."""
-    widths: list[int] = []
-    hook = model.register_forward_pre_hook(
-        lambda module, args, kwargs: widths.append(kwargs["input_ids"].size(1)), with_kwargs=True
-    )
-    try:
-        converse(engine(model, min_useful_cache=0.0))
-        kept, widths[:] = [width for width in widths if width > 1], []
-        converse(engine(model, keep_cache=False))
-        anew = [width for width in widths if width > 1]
-    finally:
-        hook.remove()
-    assert len(kept) == len(anew) == 4 and kept[0] == anew[0] == 8  # the longest first prompt
-    assert max(kept[1:]) <= 1 + 7  # the last token of the turn before and the longest observation
-    assert min(anew[1:]) > 8
+    """A later turn feeds the new tokens alone, so the test above compares two different computations."""
+    with Forwards(model) as forwards:
+        converse(engine(model))
+    widths = [width for _, width in forwards.shapes if width > 1]
+    assert len(widths) == 4 and widths[0] == 8  # the longest first prompt
+    assert max(widths[1:]) <= 1 + 7  # the last token of the turn before and the longest observation
+    with Forwards(model) as forwards:
+        converse(engine(model, kind=GenerateEngine))
+    assert all(width == 1 or width >= 8 for _, width in forwards.shapes)
 
 
-def test_a_cache_of_mostly_padding_is_built_anew(model: PreTrainedModel):
-    long, short = Request(0, list(range(100, 140)), 1, seed=0), Request(1, [5], 1, seed=1)
-    for useful in (0.9, 0.1):  # 41 of 80 places hold a token
-        player = engine(model, 0.0, min_useful_cache=useful)
-        first = player.generate([long, short])
-        follow = [
-            Request(r.rollout, [*r.prompt_ids, *s.ids, 7], 1, 0) for r, s in zip((long, short), first, strict=True)
-        ]
-        assert (player._select(follow) is None) is (useful == 0.9)
+def test_what_two_contexts_share_is_not_computed_again(model: PreTrainedModel):
+    player = engine(model, 0.0)
+    [first] = answers(player, [Request(0, [5, 6, 7, 8], 3, 0)])
+    assert first.cached_tokens == 0
+    held = [5, 6, 7, 8, *first.ids[:-1]]  # the last sampled token was not fed
+    cases = [([5, 9, 7, 8, 10, 11, 12, 13], 1), ([5, 9, 7], 2), ([5, 9, 7], 2), ([30, 31], 0)]
+    for prompt, shared in [([*held, first.ids[-1], 40], len(held)), ([5, 6, 7, 8, 41], 4), *cases]:
+        [sample] = answers(player, [Request(0, prompt, 3, 0)])
+        assert sample.cached_tokens == shared
+        assert sample.ids == answers(engine(model, 0.0), [Request(1, prompt, 3, 0)])[0].ids
 
 
-def test_a_cache_is_not_continued_by_another_context(model: PreTrainedModel):
-    player, fresh = engine(model, 0.0), engine(model, 0.0, keep_cache=False)
-    player.generate([Request(0, [5, 6, 7, 8], 3, 0)])
-    for other in (Request(0, [5, 9, 7, 8, 10, 11, 12, 13], 3, 0), Request(1, [5, 6, 7, 8, 9], 3, 0)):
-        assert player._select([other]) is None
-        assert player.generate([other]) == fresh.generate([other])
+def test_rollouts_that_ended_give_up_their_slots(model: PreTrainedModel):
+    """When memory must grow, the slots unused for the longest time go; one that went on after all is read anew."""
+    player = engine(model, 0.0, ends=[EOS])
+    answers(player, [Request(i, [5 + i, 6, 7], 2, 0) for i in range(4)])
+    assert player._cache.slots == 4
+    answers(player, [Request(i, [5 + i, 6, 7, 8], 2, 0) for i in (1, 3)])
+    [grown] = answers(player, [Request(3, [8, 6, 7, 8, *range(20, 40)], 2, 0)])  # and one of four is active
+    assert player._cache.slots == 1 and player._cache.places >= 25
+    assert grown.cached_tokens == 4
+    again = answers(player, [Request(i, [5 + i, 6, 7, 8], 2, 0) for i in (1, 3)])
+    assert [sample.cached_tokens for sample in again] == [0, 3]  # the last id is always fed
+    assert [s.ids for s in again] == [
+        s.ids for s in answers(engine(model, 0.0, ends=[EOS]), [Request(i, [5 + i, 6, 7, 8], 2, 0) for i in (1, 3)])
+    ]
 
 
-def test_layers_that_count_padding_keep_no_cache():
+def test_models_that_cannot_hold_rows_of_different_lengths_are_sampled_in_batches():
     config = MistralConfig(
         vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, sliding_window=8, pad_token_id=PAD,
     )  # fmt: skip
     sliding = AutoModelForCausalLM.from_config(config).eval()
-    player = TransformersEngine(sliding, [EOS], PAD, Sampling(0.0))
-    player.generate([Request(0, [5, 6], 2, 0)])
-    assert player._cache is None
+    with pytest.raises(ValueError, match="MistralForCausalLM with 'sdpa' attention .* Use `GenerateEngine`"):
+        TransformersEngine(sliding, [EOS], PAD, Sampling(0.0))
+    player = transformers_engine(sliding, [EOS], PAD, Sampling(0.0), policy_step=3)
+    assert isinstance(player, GenerateEngine)
+    [sample] = answers(player, [Request(0, [5, 6], 2, 0)])
+    assert len(sample.ids) == 2 and sample.policy_step == 3
+
+
+def test_models_with_plain_attention_are_sampled_token_by_token(model: PreTrainedModel):
+    player = transformers_engine(model, eos_ids(model), PAD, Sampling(), policy_step=3)
+    assert isinstance(player, TransformersEngine)
+    assert answers(player, [Request(0, [5, 6], 2, 0)])[0].policy_step == 3
+
+
+def test_a_model_that_takes_no_cache_is_found_out(tiny_model_dir: Callable[..., Path]):
+    """It would see the last token alone."""
+    training = AutoModelForCausalLM.from_pretrained(tiny_model_dir()).train()
+    training.gradient_checkpointing_enable()
+    with pytest.raises(RuntimeError, match="took no cache.* gradient checkpointing"):
+        answers(engine(training), [Request(0, [5, 6], 2, 0)])
+
+
+# Who joins when
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whenever_a_rollout_joins_its_tokens_are_the_same(model: PreTrainedModel, seed: int):
+    """Eight conversations with pauses at random, against each of them alone."""
+    draw, player = random.Random(seed), engine(model)
+
+    def prompt(rollout: int, before: list[int], turn: int) -> Request:
+        ids = before + [100 + 10 * rollout + turn] * draw.randrange(1, 12)
+        return Request(rollout, ids, draw.randrange(1, 9), seed=97 * rollout + turn)
+
+    asked: list[tuple[Request, Sample]] = []
+    outside = [prompt(i, [], 0) for i in range(8)]  # with their environments
+    inside: dict[int, Request] = {}
+
+    def take(rollout: int, sample: Sample) -> None:
+        request = inside.pop(rollout)
+        asked.append((request, sample))
+        turn = sum(r.rollout == rollout for r, _ in asked)
+        if turn < 4:
+            outside.append(prompt(rollout, request.prompt_ids + sample.ids, turn))
+
+    mixed = 0
+    while outside or inside:
+        for request in [r for r in outside if draw.random() < 0.3]:
+            outside.remove(request)
+            inside[request.rollout] = request
+            player.submit(request, lambda sample, rollout=request.rollout: take(rollout, sample))
+        mixed += bool(player._running and player._waiting)
+        player.step(active=len(inside) + len(outside), busy=0)
+    assert mixed > 10 and len(asked) == 32
+    assert any(sample.cached_tokens for _, sample in asked)
+    for request, sample in asked:
+        assert answers(engine(model), [request])[0].ids == sample.ids
+
+
+def test_rollouts_are_let_in_when_they_lost_as_many_tokens_as_the_others_would(model: PreTrainedModel):
+    player = engine(model, ends=[EOS], sampling=Sampling(0.0))
+    for i in range(6):
+        player.submit(Request(i, [5, 6, 7], 40, 0), lambda sample: None)
+    with Forwards(model) as forwards:
+        player.step(8, 0)
+        player.submit(Request(6, [5, 6], 40, 0), lambda sample: None)
+        player.step(8, 0)
+        player.step(8, 0)
+        player.submit(Request(7, [5, 6], 40, 0), lambda sample: None)  # two are waiting now, and two tokens are lost
+        for _ in range(4):
+            player.step(8, 0)
+    assert forwards.shapes == [(6, 3), (6, 1), (6, 1), (6, 1), (6, 1), (2, 2), (8, 1)]
+
+
+def test_quick_environments_are_waited_for(monkeypatch: pytest.MonkeyPatch):
+    """What shares a forward pass does not hang on the clock, unless an environment is slow."""
+    now = 0.0
+    monkeypatch.setattr(token_by_token.time, "perf_counter", lambda: now)
+    patience = token_by_token.Patience()
+    assert patience.left(busy=3) == 1.0  # they are being reset
+    now = 0.4
+    assert patience.left(busy=1) == pytest.approx(0.6)
+    assert patience.left(busy=0) == 0.0 and patience.left(busy=2) == 0.0  # settled until the next call
+    patience.passed(0.05, any_ended=False)
+    assert patience.left(busy=2) == 0.0
+    patience.passed(0.05, any_ended=True)
+    assert patience.left(busy=2) == pytest.approx(0.1)  # two forward passes
+    now += 0.1
+    assert patience.left(busy=2) == 0.0  # too slow: a quarter
+    patience.passed(0.05, any_ended=True)
+    assert patience.left(busy=2) == pytest.approx(0.025)
+    assert patience.left(busy=0) == 0.0  # in time: twice as long
+    patience.passed(0.05, any_ended=True)
+    assert patience.left(busy=2) == pytest.approx(0.05)
+    for _ in range(9):
+        now += 1.0
+        assert patience.left(busy=1) == 0.0
+        patience.passed(0.05, any_ended=True)
+    assert 0 < patience.left(busy=1) < 1e-5  # slow ones cost next to nothing
+    for _ in range(30):
+        assert patience.left(busy=0) == 0.0
+        patience.passed(0.001, any_ended=True)
+    assert patience.left(busy=1) == pytest.approx(0.02)  # never more than that, or two forward passes
+
+
+def test_a_step_waits_for_a_quick_environment(model: PreTrainedModel):
+    player = engine(model, 0.0)
+    assert player.step(active=2, busy=2) == math.inf  # nothing to do
+    player.submit(Request(1, [5, 6], 1, 0), lambda sample: None)
+    with Forwards(model) as forwards:
+        assert 0.5 < player.step(active=2, busy=1) <= 1.0
+        player.submit(Request(0, [7], 1, 0), lambda sample: None)
+        assert player.step(active=2, busy=0) == 0.0
+    assert forwards.shapes == [(2, 2)]
+    assert player.step(active=0, busy=0) is None
 
 
 # The samples
 
 
-def test_a_sample_does_not_depend_on_the_rows_beside_it(model: PreTrainedModel):
+def test_a_sample_does_not_depend_on_the_rows_beside_it(model: PreTrainedModel, kind: type[Either]):
     requests = [Request(i, ids, 8, seed=7 + i) for i, ids in enumerate(PROMPTS)]
-    together = engine(model).generate(requests)
-    assert [engine(model).generate([request])[0] for request in requests] == together
-    assert engine(model).generate(requests[::-1])[::-1] == together
+    together = answers(engine(model, kind=kind), requests)
+    assert [answers(engine(model, kind=kind), [request])[0] for request in requests] == together
+    assert answers(engine(model, kind=kind), requests[::-1])[::-1] == together
 
 
-def test_equal_requests_with_other_seeds_differ(model: PreTrainedModel):
-    samples = engine(model).generate([Request(i, PROMPTS[1], 8, seed=i) for i in range(4)])
+def test_equal_requests_with_other_seeds_differ(model: PreTrainedModel, kind: type[Either]):
+    samples = answers(engine(model, kind=kind), [Request(i, PROMPTS[1], 8, seed=i) for i in range(4)])
     assert len({tuple(sample.ids) for sample in samples}) == 4
-    again = engine(model).generate([Request(9, PROMPTS[1], 8, seed=2)])
+    again = answers(engine(model, kind=kind), [Request(9, PROMPTS[1], 8, seed=2)])
     assert again == [samples[2]]
 
 
-def test_temperature_0_is_greedy_generation(model: PreTrainedModel):
+def test_temperature_0_is_greedy_generation(model: PreTrainedModel, kind: type[Either]):
     ends = eos_ids(model)
-    samples = engine(model, temperature=0.0).generate([Request(i, ids, 9, i) for i, ids in enumerate(PROMPTS)])
+    samples = answers(engine(model, 0.0, kind), [Request(i, ids, 9, i) for i, ids in enumerate(PROMPTS)])
     for prompt, sample in zip(PROMPTS, samples, strict=True):
         config = GenerationConfig(max_new_tokens=9, do_sample=False, eos_token_id=ends, pad_token_id=PAD)
         expected = model.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist()
         assert sample.ids == expected
 
 
+def noise(*seeds: int) -> list[torch.Generator]:
+    return [generator(seed, torch.device("cpu")) for seed in seeds]
+
+
 def test_seeded_sampling_draws_from_the_softmax():
     """Counts of 4,000 seeds: the chi-square with 4 degrees of freedom stays below its 99.9% point, 18.47."""
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -math.inf, 1.5])
     draws, probabilities = 4000, torch.softmax(logits, 0)
-    scores = SeededSampling(list(range(draws)), torch.device("cpu"))(torch.zeros(draws, 1), logits.repeat(draws, 1))
+    scores = SeededSampling(noise(*range(draws)))(torch.zeros(draws, 1), logits.repeat(draws, 1))
     counts = torch.bincount(scores.argmax(1), minlength=6).float()
     assert counts[4] == 0
     possible = probabilities > 0
@@ -157,42 +328,53 @@ def test_seeded_sampling_draws_from_the_softmax():
 def test_seeded_sampling_goes_on_from_step_to_step():
     """Later tokens of a row have noise of their own, and the row's number does not matter."""
     logits = torch.zeros(1, 50)
-    first = SeededSampling([3], torch.device("cpu"))
+    first = SeededSampling(noise(3))
     steps = [first(torch.zeros(1, 1), logits) for _ in range(3)]
     assert not torch.equal(steps[0], steps[1]) and not torch.equal(steps[1], steps[2])
-    second = SeededSampling([8, 3], torch.device("cpu"))
+    second = SeededSampling(noise(8, 3))
     for step in steps:
         assert torch.equal(second(torch.zeros(2, 1), logits.repeat(2, 1))[1], step[0])
 
 
-def test_filters_apply_before_sampling(model: PreTrainedModel):
+def test_filters_apply_before_sampling(model: PreTrainedModel, kind: type[Either]):
     """`top_k=1` leaves the greedy choice; a temperature near 0 does as well."""
     requests = [Request(i, ids, 6, seed=i) for i, ids in enumerate(PROMPTS)]
-    greedy = engine(model, 0.0).generate(requests)
+    greedy = answers(engine(model, 0.0, kind), requests)
     for sampling in (Sampling(top_k=1), Sampling(top_p=1e-6), Sampling(min_p=1.0), Sampling(temperature=1e-6)):
-        assert engine(model, sampling=sampling).generate(requests) == greedy
-    assert engine(model).generate(requests) != greedy
+        assert answers(engine(model, kind=kind, sampling=sampling), requests) == greedy
+    assert answers(engine(model, kind=kind), requests) != greedy
 
 
-def test_a_repetition_penalty_changes_the_choice(model: PreTrainedModel):
+def test_a_repetition_penalty_changes_the_choice(model: PreTrainedModel, kind: type[Either]):
     request = Request(0, PROMPTS[1], 12, seed=0)
-    plain = engine(model, ends=[EOS], sampling=Sampling(0.0)).generate([request])[0]
-    unlike = engine(model, ends=[EOS], sampling=Sampling(0.0, repetition_penalty=50.0)).generate([request])[0]
+    [plain], [unlike] = (
+        answers(engine(model, kind=kind, ends=[EOS], sampling=Sampling(0.0, repetition_penalty=penalty)), [request])
+        for penalty in (1.0, 50.0)
+    )
     assert len(set(unlike.ids)) == len(unlike.ids) >= len(set(plain.ids))
     assert unlike.ids != plain.ids
 
 
-def test_what_a_checkpoint_asks_for_does_not_bend_the_distribution(model: PreTrainedModel):
+def test_a_repetition_penalty_counts_the_ids_of_its_own_row(model: PreTrainedModel):
+    """Neither padding nor how often an id stands there changes what is chosen."""
+    sampling = Sampling(repetition_penalty=3.0)
+    requests = [Request(i, ids, 8, seed=7 + i) for i, ids in enumerate(PROMPTS)]
+    together = answers(engine(model, sampling=sampling), requests)
+    assert [answers(engine(model, sampling=sampling), [request])[0] for request in requests] == together
+    assert [answers(engine(model, kind=GenerateEngine, sampling=sampling), [r])[0] for r in requests] == together
+
+
+def test_what_a_checkpoint_asks_for_does_not_bend_the_distribution(model: PreTrainedModel, kind: type[Either]):
     """Instruct checkpoints ship a repetition penalty and filters; a policy is sampled as it is trained."""
     requests = [Request(i, ids, 8, seed=i) for i, ids in enumerate(PROMPTS)]
-    expected = [engine(model, t).generate(requests) for t in (0.0, 1.0)]
+    expected = [answers(engine(model, t, kind), requests) for t in (0.0, 1.0)]
     before = model.generation_config
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=0.1, top_k=2, top_p=0.5, repetition_penalty=9.0, no_repeat_ngram_size=1,
         min_new_tokens=8, eos_token_id=before.eos_token_id,
     )  # fmt: skip
     try:
-        assert [engine(model, t).generate(requests) for t in (0.0, 1.0)] == expected
+        assert [answers(engine(model, t, kind), requests) for t in (0.0, 1.0)] == expected
     finally:
         model.generation_config = before
 
@@ -200,51 +382,25 @@ def test_what_a_checkpoint_asks_for_does_not_bend_the_distribution(model: PreTra
 # Budgets and ends
 
 
-def test_budgets_and_end_tokens(model: PreTrainedModel):
+def test_budgets_and_end_tokens(model: PreTrainedModel, kind: type[Either]):
     ends = set(eos_ids(model))
     budgets = [1, 4, 9, 30]
     requests = [Request(i, ids, budgets[i], seed=50 + i) for i, ids in enumerate(PROMPTS)]
-    samples = engine(model).generate(requests)
+    samples = answers(engine(model, kind=kind), requests)
     for budget, request, sample in zip(budgets, requests, samples, strict=True):
         assert 1 <= len(sample.ids) <= budget
         assert sample.ended == (sample.ids[-1] in ends)
         assert sample.ended or len(sample.ids) == budget
         assert ends.isdisjoint(sample.ids[:-1])
         # A smaller budget cuts the same sample short.
-        cut = engine(model).generate([Request(0, request.prompt_ids, 2, request.seed)])[0]
+        cut = answers(engine(model, kind=kind), [Request(0, request.prompt_ids, 2, request.seed)])[0]
         assert cut.ids[: len(sample.ids)] == sample.ids[:2]
     assert {sample.ended for sample in samples} == {True, False}
 
 
-def test_the_padding_id_may_be_an_end_token(model: PreTrainedModel):
+def test_the_padding_id_may_be_an_end_token(model: PreTrainedModel, kind: type[Either]):
     ends = eos_ids(model)
     request = [Request(i, ids, 8, seed=i) for i, ids in enumerate(PROMPTS)]
-    player = TransformersEngine(model, ends, ends[1], Sampling())
-    for sample in player.generate(request):
+    player = kind(model, ends, ends[1], Sampling())
+    for sample in answers(player, request):
         assert sum(i in ends for i in sample.ids) == sample.ended
-
-
-# A process without rollouts
-
-
-class CountedForwards:
-    """Counts the forward passes of a model."""
-
-    def __init__(self, model: PreTrainedModel):
-        self.count = 0
-        self._hook = model.register_forward_hook(self._add)
-
-    def _add(self, *args: object) -> None:
-        self.count += 1
-
-    def __enter__(self) -> CountedForwards:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._hook.remove()
-
-
-def test_no_requests_need_no_model(model: PreTrainedModel):
-    with CountedForwards(model) as forwards:
-        assert engine(model).generate([]) == []
-    assert forwards.count == 0

@@ -19,10 +19,10 @@ from tests.toys import Corridor
 from tests.trainers.small import history, small_config, tasks
 from trl_agentic import AgenticGRPOConfig, AgenticGRPOTrainer, AgenticTrainer, GAGPOConfig, GAGPOTrainer
 from trl_agentic.loss import turn_lengths
-from trl_agentic.rollout.engines import Request, Sample, Sampling, TransformersEngine
+from trl_agentic.rollout.engines import GenerateEngine, Request, Sample, Sampling
 
 
-class Telling(TransformersEngine):
+class Telling(GenerateEngine):
     """Tells log-probabilities of the trainer's model plus `shift`."""
 
     def __init__(self, trainer: AgenticTrainer, sampling: Sampling, shift: float):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trl_agentic.evaluation.text_loop import Answer, play_text
@@ -55,7 +56,7 @@ class ModelPlayer:
         context: Context = FULL,
     ):
         from trl_agentic.rollout.chat import ChatRenderer
-        from trl_agentic.rollout.engines import TransformersEngine
+        from trl_agentic.rollout.engines import transformers_engine
 
         ends = model.generation_config.eos_token_id
         ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
@@ -68,7 +69,7 @@ class ModelPlayer:
         self._context = context
         self._budgets = Budgets(max_turns, max_turn_tokens, max_turns * max_context, max_context)
         self._chat = ChatRenderer(tokenizer, ends, chat_template_kwargs=chat_template_kwargs)
-        self._engine = TransformersEngine(model.eval(), ends, pad, sampling)
+        self._new_engine = partial(transformers_engine, model.eval(), ends, pad, sampling)
 
     @classmethod
     def from_pretrained(
@@ -97,8 +98,7 @@ class ModelPlayer:
 
     def play(self, episodes: list[Episode]) -> list[Trajectory]:
         """Plays the episodes in one batch."""
-        self._engine.reset()
-        return play(episodes, self._engine, self._chat, self._budgets, context=self._context)
+        return play(episodes, self._new_engine(), self._chat, self._budgets, context=self._context)
 
 
 class TextPlayer:

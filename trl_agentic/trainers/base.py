@@ -44,9 +44,9 @@ from trl_agentic.rollout.context import Context, Renderer, completion_messages, 
 from trl_agentic.rollout.engines import (
     Engine,
     Sampling,
-    TransformersEngine,
     VLLMColocateEngine,
     VLLMServerEngine,
+    transformers_engine,
 )
 from trl_agentic.rollout.loop import Budgets, Episode, RolloutClock, derived_seed, play
 from trl_agentic.trainers.ahead import RolloutsAhead
@@ -598,7 +598,7 @@ class AgenticTrainer(GRPOTrainer):
             ) as model,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
-            yield TransformersEngine(
+            yield transformers_engine(
                 model,
                 self.eos_token_ids,
                 self._tokenizer.pad_token_id,

@@ -4,7 +4,9 @@ An engine keeps no opinion about conversations: what it is asked to continue is 
 """
 
 from .base import Done, Engine, LockstepEngine, Request, Sample, Sampling
-from .transformers import SeededSampling, TransformersEngine
+from .generate import GenerateEngine
+from .sampling import SeededSampling
+from .transformers import TransformersEngine, transformers_engine
 from .vllm_colocate import VLLMColocateEngine
 from .vllm_server import VLLMServerEngine
 
@@ -12,6 +14,7 @@ from .vllm_server import VLLMServerEngine
 __all__ = [
     "Done",
     "Engine",
+    "GenerateEngine",
     "LockstepEngine",
     "Request",
     "Sample",
@@ -20,4 +23,5 @@ __all__ = [
     "TransformersEngine",
     "VLLMColocateEngine",
     "VLLMServerEngine",
+    "transformers_engine",
 ]

@@ -1,70 +1,73 @@
-"""Batched sampling with transformers, with the key-value cache kept from turn to turn."""
+"""Sampling with a model of transformers, token by token, with a key-value cache for each rollout."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
-from transformers.generation.logits_process import (
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import PreTrainedModel
 
-from trl_agentic.rollout.cache import growing_cache
-from trl_agentic.rollout.engines.base import LockstepEngine, Request, Sample, Sampling
+from trl_agentic.rollout.cache import SlotCache, slot_cache
+from trl_agentic.rollout.engines.base import Done, Engine, Request, Sample, Sampling
+from trl_agentic.rollout.engines.generate import GenerateEngine
+from trl_agentic.rollout.engines.sampling import generator, processors
 
 
-_IDLE = -1  # rollout number of the stand-in that a process without rollouts samples for
-# What a checkpoint's generation_config.json may ask for beside sampling: it would change the distribution unseen.
-_NEUTRAL = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
+_IDLE_PAUSE = 0.002  # seconds from one exchange with the other processes to the next, while nobody samples
 
 
-class SeededSampling(LogitsProcessor):
-    """Turns greedy decoding into sampling with a seed for each row (the Gumbel-max trick).
+@dataclass(slots=True, eq=False)
+class _Row:
+    """A rollout of the engine. It samples, or waits to, if `done` is set."""
 
-    A row's tokens depend on its scores and its seed alone: not on the rows beside it, nor on how many processes share
-    the batch.
-    """
+    rollout: int
+    slot: int = -1  # in the cache, once it was let in
+    ids: list[int] = field(default_factory=list)  # the context, and what was sampled
+    held: int = 0  # how many of them the cache holds
+    known: int = 0  # how many of them it held at the beginning of the turn
+    prompt: int = 0  # how many of them were given
+    left: int = 0  # tokens that may still be sampled
+    done: Done | None = None
+    noise: torch.Generator | None = None
+    used: int = 0  # number of the forward pass that last served it
 
-    def __init__(self, seeds: list[int], device: torch.device):
-        self._generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`scores` (B, V) plus standard Gumbel noise."""
-        noise = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
-        for row, generator in zip(noise, self._generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores.float() - noise.log()
+    def take(self, request: Request, done: Done, noise: torch.Generator) -> None:
+        self.held = self.known = min(_common(self.ids[: self.held], request.prompt_ids), len(request.prompt_ids) - 1)
+        self.ids, self.prompt, self.left = list(request.prompt_ids), len(request.prompt_ids), request.max_new_tokens
+        self.done, self.noise = done, noise
 
 
-class TransformersEngine(LockstepEngine):
-    """Batched generation with `model.generate`, with the key-value cache kept from turn to turn.
+class TransformersEngine:
+    """Samples one token for every running rollout at a time.
+
+    A rollout whose environment answered joins the others as soon as that pays: its new tokens take a forward pass
+    of their own, for which the running ones wait, so rollouts are let in together once those that wait have lost
+    as many tokens as those that run are about to.
+
+    Environments that answer at once are waited for, so that what is computed together, and with it every rounding,
+    does not hang on the clock; those that take longer are not.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            The policy, unwrapped.
+            The policy, unwrapped, with the same weights for as long as the engine lives.
         eos_token_ids (`list[int]`):
             Ids that end a turn.
         pad_token_id (`int`):
             Id of the padding.
         sampling ([`Sampling`]):
             Sampling parameters.
-        keep_cache (`bool`, *optional*, defaults to `True`):
-            Continue the cache of the last call where its rollouts go on. Off for attention implementations that cannot
-            skip padding inside a row, and for layers that count it (sliding windows, recurrent states).
         any_active (`Callable[[bool], bool]`, *optional*):
-            As in [`LockstepEngine`], if parameters are sharded over processes: every process must take part in every
-            forward pass.
-        min_useful_cache (`float`, *optional*, defaults to `0.5`):
-            Share of a kept cache that must be real tokens; below it the cache is built anew without padding inside.
+            Tells whether any process has something, given whether this one has. For parameters that are sharded over
+            processes: every process must take part in every forward pass.
         policy_step (`int`, *optional*):
             Optimizer step whose weights the model has.
+
+    Raises:
+        ValueError: the model cannot hold rows of different lengths side by side; see [`transformers_engine`].
     """
 
     def __init__(
@@ -73,120 +76,236 @@ class TransformersEngine(LockstepEngine):
         eos_token_ids: list[int],
         pad_token_id: int,
         sampling: Sampling,
-        keep_cache: bool = True,
         any_active: Callable[[bool], bool] | None = None,
-        min_useful_cache: float = 0.5,
         policy_step: int | None = None,
     ):
-        super().__init__(any_active)
+        cache = slot_cache(model)
+        if cache is None:
+            raise ValueError(
+                f"{type(model).__name__} with {model.config._attn_implementation!r} attention cannot sample rows of "
+                "different lengths side by side. Use `GenerateEngine`."
+            )
         self._model = model
-        self._eos_token_ids = eos_token_ids
+        self._cache: SlotCache = cache
+        self._eos_token_ids = frozenset(eos_token_ids)
         self._pad_token_id = pad_token_id
         self._sampling = sampling
-        self._keep_cache = keep_cache and growing_cache(model) is not None
-        self._synced_gpus = any_active is not None
-        self._min_useful_cache = min_useful_cache
+        self._any_active = any_active
         self._policy_step = policy_step
-        self._cache: DynamicCache | None = None
-        self._rollouts: list[int] = []
-        self._ids = torch.empty(0)  # (B, L) ids that the cache holds, padding included
-        self._mask = torch.empty(0)  # (B, L) 1 where an id is real
+        self._patience = Patience()
+        self._rollouts: dict[int, _Row] = {}
+        self._slots: list[_Row] = []  # in the order of the cache; the first of them are those that run
+        self._running: list[_Row] = []
+        self._waiting: list[_Row] = []
+        self._lost = 0  # tokens that those who wait could have sampled since they came
+        self._passes = 0
 
-    def reset(self) -> None:
-        """Forgets the cache: the model's weights changed, or other rollouts begin."""
-        self._cache = None
-        self._rollouts = []
+    def submit(self, request: Request, done: Done) -> None:
+        """See [`Engine`]."""
+        row = self._rollouts.get(request.rollout)
+        if row is None:
+            row = self._rollouts[request.rollout] = _Row(request.rollout)
+        row.take(request, done, generator(request.seed, self._model.device))
+        self._waiting.append(row)
+
+    def step(self, active: int, busy: int) -> float | None:
+        """See [`Engine`]."""
+        has_work = bool(self._running or self._waiting)
+        if self._any_active is None and not has_work:
+            return math.inf if active else None
+        if left := self._patience.left(busy):
+            return left
+        if self._any_active is not None and not self._any_active(has_work):
+            return _IDLE_PAUSE if self._any_active(active > 0) else None
+        started = time.perf_counter()
+        if self._waiting and self._lost >= len(self._running):
+            finished = self._let_in(active)
+        elif self._running:
+            self._lost += len(self._waiting)
+            finished = self._go_on(active)
+        else:
+            self._stand_in()
+            finished = False
+        self._patience.passed(time.perf_counter() - started, finished)
+        return 0.0
+
+    def _let_in(self, active: int) -> bool:
+        """Reads the new tokens of those who wait, and samples a token for each."""
+        joining = sorted(self._waiting, key=lambda row: row.rollout)  # they came as the clock would have it
+        self._waiting, self._lost = [], 0
+        new = [row for row in joining if row.slot < 0]
+        self._make_room(
+            active, len(new), max(row.held for row in joining) + max(len(row.ids) - row.held for row in joining)
+        )
+        for row in new:
+            row.slot = len(self._slots)
+            self._slots.append(row)
+        self._arrange([self._running, joining])
+        first = len(self._running)
+        return self._forward(first, self._slots[first : first + len(joining)])
+
+    def _go_on(self, active: int) -> bool:
+        """Samples a token for each of those that run."""
+        self._make_room(active, 0, max(len(row.ids) for row in self._running))
+        self._arrange([self._running])
+        rows, self._running = self._slots[: len(self._running)], []
+        return self._forward(0, rows)
 
     @torch.no_grad()
-    def generate(self, requests: list[Request]) -> list[Sample]:
-        """Samples one continuation for each request. With sharded parameters a call without any still takes part."""
-        if not requests:
-            self.reset()
-            if self._synced_gpus:
-                self.generate([Request(_IDLE, [self._pad_token_id], max_new_tokens=1, seed=0)])
-            return []
+    def _forward(self, first: int, rows: list[_Row]) -> bool:
+        """Feeds what the cache does not hold of the rows in the slots from `first` on. Returns whether one ended."""
         device = self._model.device
-        cached = self._select(requests) if self._keep_cache else None
-        known = cached.sum(dim=1).tolist() if cached is not None else [0] * len(requests)
-        new = [request.prompt_ids[n:] for request, n in zip(requests, known, strict=True)]
+        new = [row.ids[row.held :] for row in rows]
         width = max(len(ids) for ids in new)
-        tail = torch.tensor([[self._pad_token_id] * (width - len(ids)) + ids for ids in new], device=device)
-        tail_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in new], device=device)
-        if cached is None:
-            self.reset()
-            ids, mask = tail, tail_mask
-            cache = growing_cache(self._model) if self._keep_cache else None
-        else:
-            ids, mask, cache = torch.cat([self._ids, tail], 1), torch.cat([cached, tail_mask], 1), self._cache
-        budgets = [request.max_new_tokens for request in requests]
-        output = self._model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            generation_config=GenerationConfig(
-                max_new_tokens=max(budgets),
-                do_sample=False,
-                eos_token_id=self._eos_token_ids,
-                pad_token_id=self._pad_token_id,
-                use_cache=True,
-                disable_compile=True,
-                **_NEUTRAL,
+        pads = [width - len(ids) for ids in new]
+        held = torch.tensor([row.held for row in rows], device=device)[:, None]
+        shift = torch.tensor(pads, device=device)[:, None]
+        # Padding stands first, for the last logits to be everybody's, and is written behind what is real, where the
+        # next tokens will replace it.
+        positions = held + (torch.arange(width, device=device) - shift) % width
+        longest = max(row.held for row in rows) + width
+        self._cache.open(first, positions, longest)
+        logits = self._model(
+            input_ids=torch.tensor(
+                [[self._pad_token_id] * pad + ids for pad, ids in zip(pads, new, strict=True)], device=device
             ),
-            logits_processor=self._processors([request.seed for request in requests], device),
-            synced_gpus=self._synced_gpus,
-        )
-        sampled = output[:, ids.size(1) :]
-        is_eos = torch.isin(sampled, torch.tensor(self._eos_token_ids, device=device))
-        after_eos = (is_eos.cumsum(1) - is_eos.long()) > 0
-        within = torch.arange(sampled.size(1), device=device) < torch.tensor(budgets, device=device)[:, None]
-        real = ~after_eos & within
-        if cache is not None:
-            length = output.size(1) - 1  # the last sampled token was not fed
-            if cache.get_seq_length() > length:  # fed while other processes were still sampling
-                cache.crop(length - cache.get_seq_length())
-            self._cache = cache
-            self._rollouts = [request.rollout for request in requests]
-            self._ids = output[:, :length]
-            self._mask = torch.cat([mask, real.long()], 1)[:, :length]
-        ended = (is_eos & real).any(1).tolist()
-        return [
-            Sample(row[keep].tolist(), None, end, cached_tokens=int(held), policy_step=self._policy_step)
-            for row, keep, end, held in zip(sampled.cpu(), real.cpu(), ended, known, strict=True)
-        ]
+            attention_mask=self._mask(torch.arange(longest, device=device) <= positions[:, None, :, None]),
+            position_ids=torch.minimum(positions, held + width - shift - 1),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        if not self._cache.holds_anything():
+            raise RuntimeError("The model took no cache. Models in training mode with gradient checkpointing do not.")
+        self._passes += 1
+        any_ended = False
+        for row, token in zip(rows, self._choose(rows, logits), strict=True):
+            row.held, row.used = len(row.ids), self._passes
+            row.ids.append(token)
+            row.left -= 1
+            ended = token in self._eos_token_ids
+            if ended or row.left == 0:
+                self._end(row, ended)
+                any_ended = True
+            else:
+                self._running.append(row)
+        return any_ended
 
-    def _select(self, requests: list[Request]) -> Tensor | None:
-        """Brings the cache's rows into the order of the requests. Returns their mask (B, L); `None`: start anew."""
-        if self._cache is None or self._mask.float().mean() < self._min_useful_cache:
-            return None
-        place = {rollout: i for i, rollout in enumerate(self._rollouts)}
-        rows = []
-        for request in requests:
-            row = place.get(request.rollout)
-            if row is None:
-                return None
-            held = self._ids[row][self._mask[row].bool()].tolist()
-            if len(held) >= len(request.prompt_ids) or request.prompt_ids[: len(held)] != held:
-                return None
-            rows.append(row)
-        if rows != list(range(len(self._rollouts))):
-            index = torch.tensor(rows, device=self._ids.device)
-            self._cache.batch_select_indices(index)
-            self._ids, self._mask = self._ids[index], self._mask[index]
-        return self._mask
+    def _mask(self, seen: Tensor) -> Tensor:
+        """As the attention wants it; eager attention adds it to its scores."""
+        if self._model.config._attn_implementation == "sdpa":
+            return seen
+        dtype = self._model.dtype
+        return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
 
-    def _processors(self, seeds: list[int], device: torch.device) -> LogitsProcessorList:
-        sampling = self._sampling
-        processors: list[Any] = []
-        if sampling.repetition_penalty != 1.0:
-            processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-        if sampling.temperature == 0:
-            return LogitsProcessorList(processors)
-        processors.append(TemperatureLogitsWarper(sampling.temperature))
-        if sampling.top_k:
-            processors.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p < 1.0:
-            processors.append(TopPLogitsWarper(sampling.top_p))
-        if sampling.min_p is not None:
-            processors.append(MinPLogitsWarper(sampling.min_p))
-        processors.append(SeededSampling(seeds, device))
-        return LogitsProcessorList(processors)
+    def _choose(self, rows: list[_Row], logits: Tensor) -> list[int]:
+        """The next token of each row, from logits (n, V)."""
+        texts: list[list[int]] = []
+        if self._sampling.repetition_penalty != 1.0:  # it counts an id once, however often it stands there
+            longest = max(len(row.ids) for row in rows)
+            texts = [row.ids + row.ids[:1] * (longest - len(row.ids)) for row in rows]
+        chosen = processors(self._sampling, [row.noise for row in rows if row.noise is not None])
+        scores = chosen(torch.tensor(texts, device=logits.device), logits.float())
+        tokens: list[int] = scores.argmax(-1).tolist()
+        return tokens
+
+    def _end(self, row: _Row, ended: bool) -> None:
+        done, row.done, row.noise = row.done, None, None
+        if done is not None:
+            done(Sample(row.ids[row.prompt :], None, ended, cached_tokens=row.known, policy_step=self._policy_step))
+
+    def _stand_in(self) -> None:
+        """Takes part in the forward pass of the other processes."""
+        with torch.no_grad():
+            self._model(input_ids=torch.tensor([[self._pad_token_id]], device=self._model.device), use_cache=False)
+
+    # Slots
+
+    def _make_room(self, active: int, new: int, longest: int) -> None:
+        """Has memory for so many new slots, and for so many tokens in each.
+
+        Memory grows by half. Slots beyond the number of active rollouts belong to some that ended: those unused for
+        the longest time are given up then. Should one of them go on after all, its context is read anew.
+        """
+        if len(self._slots) + new <= self._cache.slots and longest <= self._cache.places:
+            return
+        idle = sorted((row for row in self._slots if row.done is None), key=lambda row: row.used)
+        gone = idle[: max(0, len(self._slots) + new - active)]
+        for row in gone:
+            del self._rollouts[row.rollout]
+        self._arrange([[row for row in self._slots if row.rollout in self._rollouts]])
+        del self._slots[len(self._slots) - len(gone) :]
+        places = longest * 3 // 2 if longest > self._cache.places else self._cache.places
+        self._cache.resize(max(len(self._slots) + new, active), places)
+
+    def _arrange(self, groups: list[list[_Row]]) -> None:
+        """Has the groups of rows stand one after the other in the first slots. Swaps as few as can be."""
+        before: dict[int, tuple[_Row, int]] = {}
+        first = 0
+        for group in groups:
+            last = first + len(group)
+            members = set(map(id, group))
+            holes = [slot for slot in range(first, last) if id(self._slots[slot]) not in members]
+            outside = [row for row in group if not first <= row.slot < last]
+            for slot, row in zip(holes, outside, strict=True):
+                other = self._slots[slot]
+                for moved in (row, other):
+                    before.setdefault(id(moved), (moved, moved.slot))
+                self._slots[slot], self._slots[row.slot] = row, other
+                row.slot, other.slot = slot, row.slot
+            first = last
+        moves = [(old, row.slot, row.held) for row, old in before.values() if row.held and row.slot != old]
+        if moves:
+            sources, targets, held = zip(*moves, strict=True)
+            self._cache.move(list(sources), list(targets), max(held))
+
+
+class Patience:
+    """For how long environments that work are waited for before the next forward pass.
+
+    As long as all of them answer in time, up to two forward passes after the first of them began; each time that one
+    does not, a quarter as long. The first time, when environments are reset, a second.
+    """
+
+    least_most = 0.02  # seconds
+
+    def __init__(self) -> None:
+        self._allowed = self._most = 1.0
+        self._since: float | None = time.perf_counter()  # when environments were called last; `None`: that is settled
+
+    def left(self, busy: int) -> float:
+        """Seconds to wait for the `busy` environments, 0 to go on without them."""
+        if self._since is None:
+            return 0.0
+        if busy and (left := self._since + self._allowed - time.perf_counter()) > 0:
+            return left
+        self._since = None
+        self._allowed = self._allowed / 4 if busy else min(2 * self._allowed, self._most)
+        return 0.0
+
+    def passed(self, seconds: float, any_ended: bool) -> None:
+        """A forward pass took so long; if a turn ended in it, its environment was called."""
+        self._most = max(self.least_most, 2 * seconds)
+        self._allowed = min(self._allowed, self._most)
+        if any_ended:
+            self._since = time.perf_counter()
+
+
+def transformers_engine(
+    model: PreTrainedModel,
+    eos_token_ids: list[int],
+    pad_token_id: int,
+    sampling: Sampling,
+    any_active: Callable[[bool], bool] | None = None,
+    policy_step: int | None = None,
+) -> Engine:
+    """A [`TransformersEngine`], or a [`GenerateEngine`] for a model that it does not serve."""
+    kind = GenerateEngine if slot_cache(model) is None else TransformersEngine
+    return kind(model, eos_token_ids, pad_token_id, sampling, any_active, policy_step)
+
+
+def _common(left: list[int], right: list[int]) -> int:
+    """Length of the beginning that both share."""
+    if right[: len(left)] == left:
+        return len(left)
+    return next(i for i, pair in enumerate(zip(left, [*right, None], strict=False)) if pair[0] != pair[1])

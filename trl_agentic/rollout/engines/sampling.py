@@ -1,0 +1,59 @@
+"""From scores to tokens, with a seed for each row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from trl_agentic.rollout.engines.base import Sampling
+
+
+class SeededSampling(LogitsProcessor):
+    """Turns the choice of the highest score into sampling with a generator for each row (the Gumbel-max trick).
+
+    A row's tokens depend on its scores and its generator alone: not on the rows beside it, nor on how many processes
+    share the batch.
+    """
+
+    def __init__(self, generators: list[torch.Generator]):
+        self._generators = generators
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`scores` (B, V) plus standard Gumbel noise."""
+        noise = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores.float() - noise.log()
+
+
+def processors(sampling: Sampling, generators: list[torch.Generator]) -> LogitsProcessorList:
+    """What makes the highest score of each row its next token; `generators` are not read at temperature 0."""
+    chosen: list[Any] = []
+    if sampling.repetition_penalty != 1.0:
+        chosen.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.temperature == 0:
+        return LogitsProcessorList(chosen)
+    chosen.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        chosen.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1.0:
+        chosen.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p is not None:
+        chosen.append(MinPLogitsWarper(sampling.min_p))
+    chosen.append(SeededSampling(generators))
+    return LogitsProcessorList(chosen)
+
+
+def generator(seed: int, device: torch.device) -> torch.Generator:
+    """The source of a row's noise."""
+    return torch.Generator(device=device).manual_seed(seed)
