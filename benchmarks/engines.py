@@ -4,7 +4,7 @@
     python benchmarks/engines.py --seeds 1 --updates 2 --output_dir /tmp
     python benchmarks/engines.py --server http://localhost:8000
 
-Runs `recipes/alfworld_gagpo.py` with `model.generate`, with a vLLM server and with vLLM in the trainer's process, one
+Runs `recipes/alfworld_gagpo.py` with transformers, with a vLLM server and with vLLM in the trainer's process, one
 after another; a run whose results are there already is not run again. Without a GPU it needs vLLM's CPU build (`make
 vllm`, and `pip install matplotlib` into its environment) and starts the server itself. The table and the plot go to
 docs/results/engines.*.
@@ -163,7 +163,7 @@ def report(logs: dict[tuple[str, int], Log], command: str) -> str:
     return f"""# GAGPO on ALFWorld through three engines
 
 `{command}`: the first updates of the [quickstart](alfworld_gagpo.md), 64 rollouts each on generated games, sampled by
-`model.generate` (transformers), by a vLLM server (server) and by vLLM in the trainer's process (colocate), in float32.
+transformers, by a vLLM server (server) and by vLLM in the trainer's process (colocate), in float32.
 A seed has the same games in the same order and the same random numbers with every engine: they part where rounding
 decides between two tokens. {platform.machine()} with {machine}, one thread a process. {versions}.
 

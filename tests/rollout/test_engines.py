@@ -21,7 +21,7 @@ from trl_agentic.rollout.engines import (
     TransformersEngine,
     transformers_engine,
 )
-from trl_agentic.rollout.engines import transformers as token_by_token
+from trl_agentic.rollout.engines import patience as waiting
 from trl_agentic.rollout.engines.sampling import generator
 
 
@@ -243,8 +243,8 @@ def test_rollouts_are_let_in_when_they_lost_as_many_tokens_as_the_others_would(m
 def test_quick_environments_are_waited_for(monkeypatch: pytest.MonkeyPatch):
     """What shares a forward pass does not hang on the clock, unless an environment is slow."""
     now = 0.0
-    monkeypatch.setattr(token_by_token.time, "perf_counter", lambda: now)
-    patience = token_by_token.Patience()
+    monkeypatch.setattr(waiting.time, "perf_counter", lambda: now)
+    patience = waiting.Patience()
     assert patience.left(busy=3) == 1.0  # they are being reset
     now = 0.4
     assert patience.left(busy=1) == pytest.approx(0.6)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from trl_agentic.rollout.cache import SlotCache, slot_cache
 from trl_agentic.rollout.engines.base import Done, Engine, Request, Sample, Sampling
 from trl_agentic.rollout.engines.generate import GenerateEngine
+from trl_agentic.rollout.engines.patience import Patience
 from trl_agentic.rollout.engines.sampling import generator, processors
 
 
@@ -258,37 +259,6 @@ class TransformersEngine:
         if moves:
             sources, targets, held = zip(*moves, strict=True)
             self._cache.move(list(sources), list(targets), max(held))
-
-
-class Patience:
-    """For how long environments that work are waited for before the next forward pass.
-
-    As long as all of them answer in time, up to two forward passes after the first of them began; each time that one
-    does not, a quarter as long. The first time, when environments are reset, a second.
-    """
-
-    least_most = 0.02  # seconds
-
-    def __init__(self) -> None:
-        self._allowed = self._most = 1.0
-        self._since: float | None = time.perf_counter()  # when environments were called last; `None`: that is settled
-
-    def left(self, busy: int) -> float:
-        """Seconds to wait for the `busy` environments, 0 to go on without them."""
-        if self._since is None:
-            return 0.0
-        if busy and (left := self._since + self._allowed - time.perf_counter()) > 0:
-            return left
-        self._since = None
-        self._allowed = self._allowed / 4 if busy else min(2 * self._allowed, self._most)
-        return 0.0
-
-    def passed(self, seconds: float, any_ended: bool) -> None:
-        """A forward pass took so long; if a turn ended in it, its environment was called."""
-        self._most = max(self.least_most, 2 * seconds)
-        self._allowed = min(self._allowed, self._most)
-        if any_ended:
-            self._since = time.perf_counter()
 
 
 def transformers_engine(
