@@ -201,6 +201,8 @@ class Loop:
         """
         Countdown.latency = load.latency
         rows = load.rows()
+        if self.trainer.use_vllm:  # as after an update
+            self.trainer.vllm_generation.llm.reset_prefix_cache()
         if self.is_ours:
             started = time.perf_counter()
             played = self.trainer.rollout(rows, temperature=0.01, batch_size=len(rows))
@@ -276,6 +278,7 @@ class Player:
         self._process = spawn.Process(target=_serve, args=(theirs, name, policy, folder / name, engine, environments))
         self._process.start()
         theirs.close()
+        self._connection.recv()  # it is ready, so that nothing else happens while the other one gets ready or plays
 
     def play(self, load: Load) -> dict[str, float]:
         """See [`Loop.play`].
@@ -301,6 +304,7 @@ def _serve(connection: Connection, name: str, policy: Path, folder: Path, engine
         os.environ["MASTER_PORT"] = str(free.getsockname()[1])
     loop = Loop(name, policy, folder, engine, environments)
     loop.play(Load("equal", 2, 2, 0.0))  # the first of its kind: not timed
+    connection.send("ready")
     while True:
         try:
             load = connection.recv()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, FalconConfig, MistralConfig
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, FalconConfig, GPTNeoConfig, MistralConfig
 from transformers.cache_utils import DynamicLayer
 
 from trl_agentic.rollout.cache import SlotCache, SlotLayer, slot_cache
@@ -35,12 +38,12 @@ def test_slots_hold_what_layers_of_their_own_hold(steps: list[tuple[str, Any]], 
             first, new = value[0], value[1][: SLOTS - value[0]]
             width = max(new)
             held = lengths[first : first + len(new)]
-            longest = max(held) + width
-            if longest > cache.places:
+            longest = max(h + n for h, n in zip(held, new, strict=True)) + 1
+            if longest > cache.window.places:
                 cache.resize(SLOTS, longest + 3)
-            # Padding comes first and is written behind what is real.
-            places = [h + (torch.arange(width) - (width - n)) % width for h, n in zip(held, new, strict=True)]
-            positions = torch.stack(places)
+            # Padding comes first and is written to the place behind what is real.
+            pairs = zip(held, new, strict=True)
+            positions = torch.tensor([[h + n] * (width - n) + list(range(h, h + n)) for h, n in pairs])
             cache.open(first, positions, longest)
             states = [torch.rand(len(new), 2, width, 3, generator=random) for _ in range(2)]
             answers = cache.update(*states, 0)
@@ -55,7 +58,7 @@ def test_slots_hold_what_layers_of_their_own_hold(steps: list[tuple[str, Any]], 
             cache.move(list(value), list(range(SLOTS)), max(lengths))
             alone, lengths = [alone[i] for i in value], [lengths[i] for i in value]
         else:
-            cache.resize(SLOTS, cache.places + value)
+            cache.resize(SLOTS, cache.window.places + value)
 
 
 def test_resizing_keeps_the_first_slots():
@@ -69,6 +72,28 @@ def test_resizing_keeps_the_first_slots():
     for layer in cache.layers:
         assert layer.keys.shape == layer.values.shape == (2, 1, 5, 1)
         assert torch.equal(layer.keys[:, :, :2], states[:2]) and torch.equal(layer.values[:, :, :2], states[:2] + 1)
+
+
+def test_keys_have_the_type_of_the_values():
+    """Under autocast rotary embeddings make float32 of the keys; attention would cast them for every token."""
+    cache = SlotCache(1)
+    cache.resize(1, 2)
+    cache.open(0, torch.tensor([[0]]), 1)
+    keys, values = cache.update(torch.full((1, 1, 1, 2), 1 / 3), torch.ones(1, 1, 1, 2, dtype=torch.bfloat16), 0)
+    assert keys.dtype == values.dtype == torch.bfloat16
+    assert torch.equal(keys, torch.full((1, 1, 1, 2), 1 / 3).bfloat16())
+
+
+def test_a_cache_ends_with_its_last_reference():
+    """Not with the next collection of cycles, which may come after the update."""
+    cache = SlotCache(2)
+    seen = weakref.ref(cache.layers[0])
+    gc.disable()
+    try:
+        del cache
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_only_models_with_a_mask_for_each_row_have_one(tiny_model_dir: Callable[..., Path]):
@@ -85,8 +110,22 @@ def test_only_models_with_a_mask_for_each_row_have_one(tiny_model_dir: Callable[
     [
         MistralConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, sliding_window=8),
         FalconConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, alibi=True),
+        GPTNeoConfig(vocab_size=8, hidden_size=8, num_layers=1, num_heads=1, attention_types=[[["local"], 1]]),
     ],
-    ids=["sliding window", "alibi"],
+    ids=["sliding window", "alibi", "local"],
 )
 def test_others_have_none(config: Any):
     assert slot_cache(AutoModelForCausalLM.from_config(config)) is None
+
+
+def test_adapters_that_read_the_text_have_none(tiny_model_dir: Callable[..., Path]):
+    configs = {
+        "lora": LoraConfig(target_modules="all-linear"),
+        "alora": LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", alora_invocation_tokens=[5]),
+        "prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+    }
+    served = {
+        name: slot_cache(get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir()), config)) is not None
+        for name, config in configs.items()
+    }
+    assert served == {"lora": True, "alora": False, "prompt": False}

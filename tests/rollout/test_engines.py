@@ -148,16 +148,28 @@ def test_rollouts_that_ended_give_up_their_slots(model: PreTrainedModel):
     """When memory must grow, the slots unused for the longest time go; one that went on after all is read anew."""
     player = engine(model, 0.0, ends=[EOS])
     answers(player, [Request(i, [5 + i, 6, 7], 2, 0) for i in range(4)])
-    assert player._cache.slots == 4
+    assert player._cache.window.slots == 4
     answers(player, [Request(i, [5 + i, 6, 7, 8], 2, 0) for i in (1, 3)])
     [grown] = answers(player, [Request(3, [8, 6, 7, 8, *range(20, 40)], 2, 0)])  # and one of four is active
-    assert player._cache.slots == 1 and player._cache.places >= 25
+    assert player._cache.window.slots == 1 and player._cache.window.places >= 25
     assert grown.cached_tokens == 4
     again = answers(player, [Request(i, [5 + i, 6, 7, 8], 2, 0) for i in (1, 3)])
     assert [sample.cached_tokens for sample in again] == [0, 3]  # the last id is always fed
     assert [s.ids for s in again] == [
         s.ids for s in answers(engine(model, 0.0, ends=[EOS]), [Request(i, [5 + i, 6, 7, 8], 2, 0) for i in (1, 3)])
     ]
+
+
+def test_slots_are_as_long_as_the_longest_context_needs(model: PreTrainedModel):
+    """However much one rollout reads while another continues a long context."""
+    player = engine(model, 0.0, ends=[EOS])
+    [long] = answers(player, [Request(0, list(range(100, 160)), 2, 0)])
+    requests = [Request(0, [*range(100, 160), *long.ids, 7], 2, 0), Request(1, list(range(200, 261)), 2, 0)]
+    samples = answers(player, requests)
+    assert samples[0].cached_tokens == 61 and player._cache.window.longest <= 65
+    assert player._cache.window.places <= 65 * 3 // 2
+    for request, sample in zip(requests, samples, strict=True):
+        assert answers(engine(model, 0.0, ends=[EOS]), [request])[0].ids == sample.ids
 
 
 def test_models_that_cannot_hold_rows_of_different_lengths_are_sampled_in_batches():

@@ -135,9 +135,7 @@ class TransformersEngine:
         joining = sorted(self._waiting, key=lambda row: row.rollout)  # they came as the clock would have it
         self._waiting, self._lost = [], 0
         new = [row for row in joining if row.slot < 0]
-        self._make_room(
-            active, len(new), max(row.held for row in joining) + max(len(row.ids) - row.held for row in joining)
-        )
+        self._make_room(active, len(new), max(len(row.ids) for row in joining) + 1)
         for row in new:
             row.slot = len(self._slots)
             self._slots.append(row)
@@ -161,17 +159,18 @@ class TransformersEngine:
         pads = [width - len(ids) for ids in new]
         held = torch.tensor([row.held for row in rows], device=device)[:, None]
         shift = torch.tensor(pads, device=device)[:, None]
-        # Padding stands first, for the last logits to be everybody's, and is written behind what is real, where the
-        # next tokens will replace it.
-        positions = held + (torch.arange(width, device=device) - shift) % width
-        longest = max(row.held for row in rows) + width
+        # Padding stands first, for the last logits to be everybody's. It is written to the place behind what is real,
+        # where the next token replaces it.
+        last = held + width - shift - 1
+        positions = torch.minimum(held + (torch.arange(width, device=device) - shift) % width, last + 1)
+        longest = max(len(row.ids) + (pad > 0) for row, pad in zip(rows, pads, strict=True))
         self._cache.open(first, positions, longest)
         logits = self._model(
             input_ids=torch.tensor(
                 [[self._pad_token_id] * pad + ids for pad, ids in zip(pads, new, strict=True)], device=device
             ),
             attention_mask=self._mask(torch.arange(longest, device=device) <= positions[:, None, :, None]),
-            position_ids=torch.minimum(positions, held + width - shift - 1),
+            position_ids=torch.minimum(positions, last),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
@@ -206,7 +205,8 @@ class TransformersEngine:
             longest = max(len(row.ids) for row in rows)
             texts = [row.ids + row.ids[:1] * (longest - len(row.ids)) for row in rows]
         chosen = processors(self._sampling, [row.noise for row in rows if row.noise is not None])
-        scores = chosen(torch.tensor(texts, device=logits.device), logits.float())
+        # Parameters may be kept elsewhere than the model computes; seeds are for where they are kept.
+        scores = chosen(torch.tensor(texts, device=self._model.device), logits.to(self._model.device, torch.float32))
         tokens: list[int] = scores.argmax(-1).tolist()
         return tokens
 
@@ -228,7 +228,7 @@ class TransformersEngine:
         Memory grows by half. Slots beyond the number of active rollouts belong to some that ended: those unused for
         the longest time are given up then. Should one of them go on after all, its context is read anew.
         """
-        if len(self._slots) + new <= self._cache.slots and longest <= self._cache.places:
+        if len(self._slots) + new <= self._cache.window.slots and longest <= self._cache.window.places:
             return
         idle = sorted((row for row in self._slots if row.done is None), key=lambda row: row.used)
         gone = idle[: max(0, len(self._slots) + new - active)]
@@ -236,7 +236,7 @@ class TransformersEngine:
             del self._rollouts[row.rollout]
         self._arrange([[row for row in self._slots if row.rollout in self._rollouts]])
         del self._slots[len(self._slots) - len(gone) :]
-        places = longest * 3 // 2 if longest > self._cache.places else self._cache.places
+        places = longest * 3 // 2 if longest > self._cache.window.places else self._cache.window.places
         self._cache.resize(max(len(self._slots) + new, active), places)
 
     def _arrange(self, groups: list[list[_Row]]) -> None:
