@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import torch.distributed
 
 from trl_agentic.rollout.engines.base import Done, Request, Sample, Sampling
+from trl_agentic.rollout.engines.patience import Patience
 from trl_agentic.rollout.engines.vllm_server import request_parameters
 
 
@@ -17,7 +19,8 @@ _IDLE_PAUSE = 0.002  # seconds from one exchange with the tensor-parallel group 
 class VLLMColocateEngine:
     """Drives vLLM's engine one step, that is one token of every running request, at a time.
 
-    A rollout whose environment answered joins the running batch at the next step.
+    A rollout whose environment answered joins the running batch at the next step. Environments that answer at once are
+    waited for, so that steps are full, and as full in every run.
 
     Args:
         llm (`vllm.LLM`):
@@ -50,6 +53,7 @@ class VLLMColocateEngine:
         self._policy_step = policy_step
         self._group = group
         self._rank = 0 if group is None else torch.distributed.get_rank(group)
+        self._patience = Patience()
         self._new: list[Request] = []
         self._done: dict[int, Done] = {}  # by the rollout, which has one request at a time
         self._running: set[str] = set()
@@ -61,6 +65,9 @@ class VLLMColocateEngine:
 
     def step(self, active: int, busy: int) -> float | None:
         """See [`Engine`]."""
+        if (self._running or self._new) and (left := self._patience.left(busy)):
+            return left
+        self._new.sort(key=lambda request: request.rollout)
         told = self._exchange(active > 0, self._new)
         self._new = []
         if not any(is_active for is_active, _ in told):
@@ -70,9 +77,11 @@ class VLLMColocateEngine:
                 self._add(f"{rank}-{request.rollout}", request)
         if not self._running:
             return math.inf if self._group is None else _IDLE_PAUSE
-        for output in self._engine.step():
-            if output.finished:
-                self._finish(output)
+        started = time.perf_counter()
+        finished = [output for output in self._engine.step() if output.finished]
+        self._patience.passed(time.perf_counter() - started, any_ended=bool(finished))
+        for output in finished:
+            self._finish(output)
         return 0.0
 
     def mean_logprobs(self, texts: list[tuple[list[int], int]]) -> list[float]:
