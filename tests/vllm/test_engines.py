@@ -246,12 +246,14 @@ def test_a_colocated_engine_begins_without_what_the_last_left(llm: Any, engines:
 
 
 def test_a_colocated_step_waits_for_quick_environments(llm: Any, engines: dict[str, Callable[[float], Any]]):
-    engine = engines["colocate"](0.0)
+    engine, done = engines["colocate"](0.0), []
     assert engine.step(2, 2) == math.inf  # nothing to do
-    engine.submit(Request(1, [5, 6, 7], 200, seed=0), lambda sample: None)
-    assert 0 < engine.step(2, 1) <= 1.0 and not llm.llm_engine.has_unfinished_requests()
-    engine.submit(Request(0, [5, 6], 200, seed=0), lambda sample: None)
-    assert engine.step(2, 0) == 0.0 and llm.llm_engine.get_num_unfinished_requests() == 2
+    engine.submit(Request(1, [5, 6, 7], 200, seed=0), done.append)
+    assert 0 < engine.step(2, 1) <= 1.0
+    assert not done and not llm.llm_engine.has_unfinished_requests()
+    engine.submit(Request(0, [5, 6], 200, seed=0), done.append)
+    assert engine.step(2, 0) == 0.0
+    assert len(done) + llm.llm_engine.get_num_unfinished_requests() == 2  # some end with their first token
     engine.close()
 
 
