@@ -45,7 +45,8 @@ def test_the_table(rollout: Any):
         "| 4 | 32 | 0 ms | 2.0 | 5.0 | 2.5x |",
         "| long-tailed, up to 16 | 8 | 500 ms | 1.0 | 10.0 | 10.0x |",
     ]
-    results["ours"][0]["alone"] = 6.25
+    plays = [{"rate": 9.0, "alone": 9.0}, {"rate": 5.0, "alone": 6.25}, {"rate": 4.0, "alone": 8.0}]
+    results["ours"][0] = rollout._median(plays)  # of each play's share, too
     assert rollout.table(part, results).splitlines()[2:] == [
         "| 4 | 32 | 0 ms | 2.0 | 5.0 | 2.5x | 80% |",
         "| long-tailed, up to 16 | 8 | 500 ms | 1.0 | 10.0 | 10.0x |  |",
