@@ -433,8 +433,9 @@ def main() -> None:
 
 def limit(parts: dict[str, list[Load]], results: dict[str, Rates]) -> str:
     """What the longest rollout of the long-tailed set allows any loop without latency."""
-    [i] = [i for i, load in enumerate(parts["lengths and latencies"]) if load == Load("long-tailed", 64, MOST, 0.0)]
-    turns = sum(row["turns"] for row in parts["lengths and latencies"][i].rows())
+    load = Load("long-tailed", 64, MOST, 0.0)
+    i = parts["lengths and latencies"].index(load)
+    turns = sum(row["turns"] for row in load.rows())
     seconds = {name: turns / results["lengths and latencies"][name][i]["rate"] for name in ("TRL", "ours")}
     [alone] = results["the longest alone"]["ours"]
     longest = 2 * MOST / alone.get("alone", alone["rate"])

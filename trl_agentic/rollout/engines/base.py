@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
+IDLE_PAUSE = 0.002  # seconds from one exchange with processes that must stay in step to the next, while nobody samples
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One rollout that waits for the policy.

@@ -6,19 +6,17 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from trl_agentic.rollout.cache import SlotCache, slot_cache
-from trl_agentic.rollout.engines.base import Done, Engine, Request, Sample, Sampling
+from trl_agentic.rollout.engines.base import IDLE_PAUSE, Done, Engine, Request, Sample, Sampling
 from trl_agentic.rollout.engines.generate import GenerateEngine
 from trl_agentic.rollout.engines.patience import Patience
 from trl_agentic.rollout.engines.sampling import generator, processors
-
-
-_IDLE_PAUSE = 0.002  # seconds from one exchange with the other processes to the next, while nobody samples
 
 
 @dataclass(slots=True, eq=False)
@@ -117,7 +115,7 @@ class TransformersEngine:
         if left := self._patience.left(busy):
             return left
         if self._any_active is not None and not self._any_active(has_work):
-            return _IDLE_PAUSE if self._any_active(active > 0) else None
+            return IDLE_PAUSE if self._any_active(active > 0) else None
         started = time.perf_counter()
         if self._waiting and self._lost >= len(self._running):
             finished = self._let_in(active)
@@ -261,17 +259,10 @@ class TransformersEngine:
             self._cache.move(list(sources), list(targets), max(held))
 
 
-def transformers_engine(
-    model: PreTrainedModel,
-    eos_token_ids: list[int],
-    pad_token_id: int,
-    sampling: Sampling,
-    any_active: Callable[[bool], bool] | None = None,
-    policy_step: int | None = None,
-) -> Engine:
-    """A [`TransformersEngine`], or a [`GenerateEngine`] for a model that it does not serve."""
+def transformers_engine(model: PreTrainedModel, *arguments: Any, **options: Any) -> Engine:
+    """A [`TransformersEngine`], or a [`GenerateEngine`] for a model that it does not serve. Both take the same."""
     kind = GenerateEngine if slot_cache(model) is None else TransformersEngine
-    return kind(model, eos_token_ids, pad_token_id, sampling, any_active, policy_step)
+    return kind(model, *arguments, **options)
 
 
 def _common(left: list[int], right: list[int]) -> int:

@@ -8,12 +8,9 @@ from typing import Any
 
 import torch.distributed
 
-from trl_agentic.rollout.engines.base import Done, Request, Sample, Sampling
+from trl_agentic.rollout.engines.base import IDLE_PAUSE, Done, Request, Sample, Sampling
 from trl_agentic.rollout.engines.patience import Patience
 from trl_agentic.rollout.engines.vllm_server import request_parameters
-
-
-_IDLE_PAUSE = 0.002  # seconds from one exchange with the tensor-parallel group to the next, while nobody samples
 
 
 class VLLMColocateEngine:
@@ -76,7 +73,7 @@ class VLLMColocateEngine:
             for request in requests:
                 self._add(f"{rank}-{request.rollout}", request)
         if not self._running:
-            return math.inf if self._group is None else _IDLE_PAUSE
+            return math.inf if self._group is None else IDLE_PAUSE
         started = time.perf_counter()
         finished = [output for output in self._engine.step() if output.finished]
         self._patience.passed(time.perf_counter() - started, any_ended=bool(finished))
