@@ -2,12 +2,15 @@
 
     python benchmarks/rollout.py
     python benchmarks/rollout.py --engine vllm
+    python benchmarks/rollout.py --engine vllm --model MODEL    # on a GPU
     python benchmarks/rollout.py --quick
 
-A small policy, trained here for a few minutes, calls a tool until it has counted down to zero. The tool takes time:
-none, or on average 50 or 500 ms, exponentially distributed. The task says how many turns a rollout has: equally many,
-evenly spread, or long-tailed. Both loops sample from the same model, with transformers or with vLLM, each in a process
-of its own; they play in turns, so that neither has a better hour. Tables and a plot go to docs/results/rollout*.
+A small policy, or `--model`, is taught for a few minutes to call a tool until it has counted down to zero. The tool
+takes time: none, or on average 50 or 500 ms, exponentially distributed. The task says how many turns a rollout has:
+equally many, evenly spread, or long-tailed; and whether the policy thinks before a call, by counting down from a
+number that differs from turn to turn. Both loops sample from the same model, with transformers or with vLLM, each in a
+process of its own; they play in turns, so that neither has a better hour. Tables and a plot go to
+docs/results/rollout*.
 
 With vLLM, what the loop reaches is compared with the engine alone, which knows all prompts of the same turns
 beforehand: with as many at a time as there are rollouts, and with fewer, so that rollouts wait for the engine.
@@ -36,8 +39,9 @@ import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
 from tokenizers import AddedToken
+from torch.nn.functional import cross_entropy
 from training_step import turn_counts
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer, chat_template_utils
 
 from trl_agentic import AgenticGRPOConfig, AgenticGRPOTrainer, Trajectory
@@ -52,12 +56,25 @@ SCENE = "The clock stands on the shelf, its hands move on, and nothing else in t
 MOST = 40  # turns that the policy learns to count
 SLOTS = 16  # sequences at a time of an engine that all rollouts do not fit into
 REPEATS = 5  # of a load without latency; the median counts
+WEIGHT = 5.0  # of the number to count from, among the other tokens of an answer
+LESSONS = {24: [1, 1, 2, 3], 4: [3, 3, 10, MOST]}  # turns of an episode to learn from, by how many make an update
+LEARNED = 5e-3  # loss of the worst of the last ten updates
 COMMENT = "## What it says"  # what was written by hand under it stays
-TURN, CONTEXT = 32, 4096  # tokens
+# How the policy is told to think, and from where it then counts down: quantiles of an exponential distribution.
+THOUGHTS = {
+    "barely": 2, "briefly": 5, "shortly": 9, "quietly": 14, "calmly": 20, "slowly": 28, "deeply": 40, "thoroughly": 67,
+}  # fmt: skip
+TURN, CONTEXT = 320, 8192  # tokens
 
 
-def told(left: int) -> str:
-    return f"Left: {left}." if left else "Time is up!"
+def told(left: int, thought: str = "") -> str:
+    if not left:
+        return "Time is up!"
+    return f"Left: {left}. Think {thought}." if thought else f"Left: {left}."
+
+
+def answer(thought: str = "") -> str:
+    return f"Thinking: {' '.join(map(str, range(THOUGHTS[thought], 0, -1)))}.\n{CALL}" if thought else CALL
 
 
 class Countdown:
@@ -65,16 +82,20 @@ class Countdown:
 
     latency = 0.0  # seconds, on average
 
-    def reset(self, turns: int, number: int, **row: Any) -> str:
-        self.left, self.draw = turns - 1, random.Random(number)
-        return f" {told(self.left)}"
+    def reset(self, turns: int, number: int, thinks: bool, **row: Any) -> str:
+        self.left, self.thinks = turns - 1, thinks
+        self.latencies, self.thoughts = random.Random(number), random.Random(number)
+        return f" {self._told()}"
 
     def tick(self) -> str:
         """Counts down by one."""
         if self.latency:
-            time.sleep(self.draw.expovariate(1 / self.latency))
+            time.sleep(self.latencies.expovariate(1 / self.latency))
         self.left -= 1
-        return f"{SCENE} {told(self.left)}"
+        return f"{SCENE} {self._told()}"
+
+    def _told(self) -> str:
+        return told(self.left, self.thoughts.choice(list(THOUGHTS)) if self.thinks else "")
 
 
 class Load(NamedTuple):
@@ -84,72 +105,117 @@ class Load(NamedTuple):
     environments: int
     turns: int  # of the longest
     latency: float  # seconds
+    thinks: bool = False  # before each call
+
+    def name(self) -> str:
+        turns = str(self.turns) if self.lengths == "equal" else f"{self.lengths}, up to {self.turns}"
+        return f"{turns}; thinks" if self.thinks else turns
 
     def rows(self) -> list[dict[str, Any]]:
         n = self.environments
         counts = [self.turns] * n if self.lengths == "equal" else turn_counts(self.lengths, n, self.turns)
         random.Random(0).shuffle(counts)
-        return [{"prompt": PROMPT, "turns": turns, "number": number} for number, turns in enumerate(counts)]
+        return [
+            {"prompt": PROMPT, "turns": turns, "number": number, "thinks": self.thinks}
+            for number, turns in enumerate(counts)
+        ]
 
 
-def build_policy(folder: Path, updates: int) -> None:
-    """A Qwen3 that plays the countdown, with TRL's template for Qwen2.5."""
+def build_policy(folder: Path, updates: int, name: str | None) -> None:
+    """A small Qwen3, or the model of that name, that plays the countdown, with TRL's template for Qwen2.5.
+
+    Raises:
+        RuntimeError: it has not learned to play.
+    """
+    model, tokenizer, rate = small_policy() if name is None else pretrained_policy(name)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    draw = random.Random(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99))
+    for episodes, turns in LESSONS.items():
+        recent = [1.0] * 10
+        for update in range(updates):
+            optimizer.param_groups[0]["lr"] = rate * min(1.0, (update + 1) / 20)
+            texts = [_episode(tokenizer, draw, draw.choice(turns)) for _ in range(episodes)]
+            loss = _loss(model, tokenizer, texts)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            recent = [*recent[1:], loss.item()]
+            if update % 50 == 49:
+                print(f"Up to {max(turns)} turns: update {update + 1}, loss {max(recent):.4f}", flush=True)
+            if max(recent) < LEARNED:
+                break
+        else:
+            raise RuntimeError(f"The policy has not learned to count in {updates} updates: give it more `--updates`.")
+    model.to(torch.bfloat16 if name else torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def small_policy() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, float]:
+    """A model without training, its tokenizer and a learning rate."""
     sys.path.insert(0, str(ROOT / "recipes"))
     from small_policy import build_model, build_tokenizer
 
-    words = [SCENE, CALL, "Done.", PROMPT[0]["content"], *(f" {told(k)}" for k in range(MOST))]
+    words = [SCENE, "Done.", PROMPT[0]["content"], *map(answer, THOUGHTS)]
+    words += [f" {told(left, thought)}" for left in range(MOST) for thought in THOUGHTS]
     words.append(chat_template_utils.qwen2_5_chat_template)
     tokenizer = build_tokenizer(words * 3, vocab_size=2048)
     tokenizer.add_tokens([AddedToken(text, special=text.startswith("<|")) for text in CONTROL])
     tokenizer.eos_token, tokenizer.chat_template = "<|im_end|>", chat_template_utils.qwen2_5_chat_template
     torch.manual_seed(0)
     model = build_model(tokenizer, hidden_size=64, num_layers=2)
-    draw = random.Random(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    recent = [1.0] * 10
-    for update in range(updates):
-        optimizer.param_groups[0]["lr"] = 4e-3 * min(1.0, (update + 1) / 20)
-        batch = tokenizer([_episode(tokenizer, draw) for _ in range(4)], padding=True, return_tensors="pt")
-        labels = torch.tensor([_answers(tokenizer, ids) for ids in batch["input_ids"].tolist()])
-        loss = model(**batch, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        recent = [*recent[1:], loss.item()]
-        if update % 50 == 49:
-            print(f"The policy learns to count: update {update + 1}, loss {max(recent):.4f}", flush=True)
-        if max(recent) < 3e-3:
-            break
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    model.config.max_position_embeddings = CONTEXT
+    return model, tokenizer, 4e-3
 
 
-def _answers(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """The ids of the policy's answers, -100 elsewhere."""
-    opening = tokenizer("<|im_start|>assistant")["input_ids"]
-    labels, speaking = [], False
+def pretrained_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, float]:
+    """A model that was trained on other things, its tokenizer and a learning rate."""
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer.eos_token, tokenizer.chat_template = "<|im_end|>", chat_template_utils.qwen2_5_chat_template
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
+    return model, tokenizer, 1e-4
+
+
+def _loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> torch.Tensor:
+    """Weighted mean over what the policy says in the texts."""
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    weights = torch.tensor([_weights(tokenizer, ids) for ids in batch["input_ids"].tolist()])[:, 1:].flatten()
+    batch, weights = batch.to(model.device), weights.to(model.device)
+    logits = model(**batch).logits[:, :-1].flatten(0, 1)
+    losses = cross_entropy(logits, batch["input_ids"][:, 1:].flatten(), reduction="none")
+    return (losses * weights).sum() / weights.sum()
+
+
+def _weights(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[float]:
+    """How much each id counts: 0 where it is not the policy's."""
+    opening, thinking = (tokenizer(text)["input_ids"] for text in ("<|im_start|>assistant", "Thinking:"))
+    weights: list[float] = []
+    speaks = False
     for i, token in enumerate(ids):
-        labels.append(token if speaking else -100)
+        weights.append(0.0 if not speaks else WEIGHT if ids[i - len(thinking) : i] == thinking else 1.0)
         if token == tokenizer.eos_token_id:
-            speaking = False
+            speaks = False
         elif ids[i - len(opening) + 1 : i + 1] == opening:
-            speaking = True
-    return labels
+            speaks = True
+    return weights
 
 
-def _episode(tokenizer: PreTrainedTokenizerBase, draw: random.Random) -> str:
+def _episode(tokenizer: PreTrainedTokenizerBase, draw: random.Random, turns: int) -> str:
     """The text of some turns in the middle of an episode, or, in half of the cases, of its end."""
-    left = draw.randrange(draw.choice([3, MOST]))
-    messages: list[dict[str, Any]] = [{"role": "user", "content": f"{PROMPT[0]['content']} {told(left)}"}]
-    for _ in range(draw.choice([3, 3, 10, MOST])):
+    left, thoughts = draw.randrange(draw.choice([3, MOST])), draw.choice([[""], list(THOUGHTS)])
+    thought = draw.choice(thoughts)
+    messages: list[dict[str, Any]] = [{"role": "user", "content": f"{PROMPT[0]['content']} {told(left, thought)}"}]
+    for _ in range(turns):
         if left == 0:
             messages.append({"role": "assistant", "content": "Done."})
             break
-        left -= 1
+        left, called = left - 1, answer(thought)
+        thought = draw.choice(thoughts)
         messages += [
-            {"role": "assistant", "content": CALL},
-            {"role": "tool", "content": f"{SCENE} {told(left)}"},
+            {"role": "assistant", "content": called},
+            {"role": "tool", "content": f"{SCENE} {told(left, thought)}"},
         ]
     text: str = tokenizer.apply_chat_template(messages, tools=[Countdown().tick], tokenize=False)
     return text
@@ -179,6 +245,7 @@ class Loop:
         if engine == "vllm":
             options |= {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": CONTEXT}
             options["vllm_gpu_memory_utilization"] = 0.3  # there are two
+            options["vllm_importance_sampling_correction"] = False  # nothing is trained
         rows = Dataset.from_list(Load("equal", environments, 2, 0.0).rows())
         self.is_ours = name == "ours"
         self.trainer: Any = (
@@ -251,22 +318,28 @@ class Loop:
 def loads(quick: bool) -> dict[str, list[Load]]:
     """What to play, by the part of the report."""
     if quick:
-        return {"lengths and latencies": [Load("long-tailed", 8, 8, latency) for latency in (0.0, 0.05)]}
+        return {"lengths and latencies": [Load("long-tailed", 8, 8, *load) for load in ((0.0,), (0.05,), (0.0, True))]}
     return {
         "lengths and latencies": [
-            Load(lengths, 64, longest, latency)
-            for lengths, longest in (("uniform", 16), ("long-tailed", MOST))
+            Load(lengths, environments, longest, latency)
+            for lengths, environments, longest in (("uniform", 32, 8), ("long-tailed", 64, MOST))
             for latency in (0.0, 0.05, 0.5)
+        ],
+        "thinking": [
+            Load("equal", 64, 8, 0.0, True),
+            Load("uniform", 64, 8, 0.0, True),
+            Load("long-tailed", 64, MOST, 0.0, True),
+            Load("long-tailed", 64, MOST, 0.05, True),
         ],
         "environments": [Load("long-tailed", n, MOST, 0.05) for n in (8, 16, 32, 64, 128, 256)],
         "turns": [Load("equal", 32, n, 0.0) for n in (2, 4, 8, 16, 32)],
-        "the longest alone": [Load("equal", 2, MOST, 0.0)],
+        "the longest alone": [Load("equal", 2, MOST, 0.0, thinks) for thinks in (False, True)],
     }
 
 
 def full_loads() -> list[Load]:
     """What ours plays with an engine of few slots."""
-    return [Load("uniform", n, 16, 0.0) for n in (SLOTS, 2 * SLOTS, 4 * SLOTS, 8 * SLOTS)]
+    return [Load("uniform", n, 8, 0.0) for n in (SLOTS, 2 * SLOTS, 4 * SLOTS, 8 * SLOTS)]
 
 
 class Player:
@@ -364,7 +437,7 @@ def full_table(results: list[dict[str, float]]) -> str:
     lines = ["| turns a rollout | environments | ours, turns/s | engine alone, turns/s | share |"]
     lines.append("|---" + "|---:" * 4 + "|")
     for load, rates in zip(full_loads(), results, strict=True):
-        cells = [f"{load.lengths}, up to {load.turns}", str(load.environments), f"{rates['rate']:.1f}"]
+        cells = [load.name(), str(load.environments), f"{rates['rate']:.1f}"]
         lines.append("| " + " | ".join([*cells, f"{rates['alone']:.1f}", f"{rates['share']:.0%}"]) + " |")
     return "\n".join(lines)
 
@@ -377,8 +450,7 @@ def table(part: list[Load], results: Rates) -> str:
     head += ["share of the engine alone"] * is_vllm
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for load, trl, own in zip(part, theirs, ours, strict=True):
-        count = str(load.turns) if load.lengths == "equal" else f"{load.lengths}, up to {load.turns}"
-        cells = [count, str(load.environments), f"{1000 * load.latency:.0f} ms", f"{trl['rate']:.1f}"]
+        cells = [load.name(), str(load.environments), f"{1000 * load.latency:.0f} ms", f"{trl['rate']:.1f}"]
         cells += [f"{own['rate']:.1f}", f"{own['rate'] / trl['rate']:.1f}x"]
         if is_vllm:
             cells.append(f"{own['share']:.0%}" if "share" in own else "")
@@ -406,14 +478,16 @@ def plot(parts: dict[str, list[Load]], results: dict[str, Rates], path: Path) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
+    parser.add_argument("--model", help="a model to teach; default: a small one, made here")
     parser.add_argument("--quick", action="store_true", help="two small loads, printed only")
-    parser.add_argument("--updates", type=int, default=1000, help="the most updates that teach the policy")
+    parser.add_argument("--updates", type=int, default=1500, help="the most updates of a lesson")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
     arguments = parser.parse_args()
     engine, parts = arguments.engine, loads(arguments.quick)
     with tempfile.TemporaryDirectory() as folder:
         policy = Path(folder) / "policy"
-        build_policy(policy, arguments.updates)
+        build_policy(policy, arguments.updates, arguments.model)
+        torch.cuda.empty_cache()  # the players take what is free
         most = max(load.environments for part in parts.values() for load in part)
         results = measure(["TRL", "ours"], parts, policy, engine, most)
         tables = [table(listed, results[part]) for part, listed in parts.items()]
@@ -424,37 +498,42 @@ def main() -> None:
     print(f"\n{text}")
     if not arguments.quick:
         name = "rollout" if engine == "transformers" else "rollout_vllm"
+        if arguments.model:
+            name += f"_{Path(arguments.model).name.lower()}"
         plot(parts, results, arguments.output_dir / f"{name}.png")
         page = arguments.output_dir / f"{name}.md"
         before = page.read_text() if page.exists() else ""
         comment = "\n" + before[before.index(COMMENT) :] if COMMENT in before else ""
-        page.write_text(report(engine, name, text, limit(parts, results)) + comment)
+        page.write_text(report(engine, arguments.model, name, text, limits(parts, results)) + comment)
 
 
-def limit(parts: dict[str, list[Load]], results: dict[str, Rates]) -> str:
-    """What the longest rollout of the long-tailed set allows any loop without latency."""
-    load = Load("long-tailed", 64, MOST, 0.0)
-    i = parts["lengths and latencies"].index(load)
-    turns = sum(row["turns"] for row in load.rows())
-    seconds = {name: turns / results["lengths and latencies"][name][i]["rate"] for name in ("TRL", "ours")}
-    [alone] = results["the longest alone"]["ours"]
-    longest = 2 * MOST / alone.get("alone", alone["rate"])
-    text = (
-        "A long-tailed set ends no sooner than its longest rollout, with any loop. Without latency the "
-        f"{turns} turns of 64 rollouts took TRL {seconds['TRL']:.1f} s and ours {seconds['ours']:.1f} s; "
-        f"two rollouts of {MOST} turns, next to nothing else, {longest:.1f} s. "
-        f"{seconds['TRL'] / longest:.1f}x is the most that a loop could reach there."
-    )
-    return textwrap.fill(text, 119)
+def limits(parts: dict[str, list[Load]], results: dict[str, Rates]) -> str:
+    """What the longest rollout of the long-tailed sets allows any loop without latency."""
+    sentences = ["A long-tailed set ends no sooner than its longest rollout, with any loop."]
+    for load, alone in zip(parts["the longest alone"], results["the longest alone"]["ours"], strict=True):
+        long = Load("long-tailed", 64, MOST, 0.0, load.thinks)
+        part, i = next((part, listed.index(long)) for part, listed in parts.items() if long in listed)
+        turns = sum(row["turns"] for row in parts[part][i].rows())
+        theirs, ours = (turns / results[part][name][i]["rate"] for name in ("TRL", "ours"))
+        longest = 2 * MOST / alone.get("alone", alone["rate"])
+        sentences.append(
+            f"Without latency {turns} turns of 64 rollouts{', with thinking,' if load.thinks else ''} took TRL "
+            f"{theirs:.1f} s and ours {ours:.1f} s; two rollouts of {MOST} turns, next to nothing else, "
+            f"{longest:.1f} s: {theirs / longest:.1f}x is about the most that a loop could reach there."
+        )
+    return textwrap.fill(" ".join(sentences), 119)
 
 
-def report(engine: str, name: str, tables: str, longest: str) -> str:
+def report(engine: str, model: str | None, name: str, tables: str, longest: str) -> str:
     version = metadata.version(engine)
+    policy = Path(model).name if model else "a small Qwen3"
+    command = f"python benchmarks/rollout.py --engine {engine}" + (f" --model {policy}" if model else "")
     sampler = {
         "transformers": f"transformers {version}, TRL by `model.generate` and ours token by token",
         "vllm": f"vLLM {version} in the trainer's process (colocate)",
     }[engine]
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
+    fewest, most, mean = min(THOUGHTS.values()), max(THOUGHTS.values()), statistics.mean(THOUGHTS.values())
     shares = (
         ""
         if engine == "transformers"
@@ -466,12 +545,14 @@ alone. In the last table the engine takes {SLOTS} sequences at a time: the more 
 places are ever empty.
 """
     )
-    return f"""# Rollouts: TRL's loop against ours, {engine}
+    return f"""# Rollouts: TRL's loop against ours, {engine}{f", {policy}" if model else ""}
 
-`python benchmarks/rollout.py --engine {engine}`: the `environment_factory` loop of TRL
-{metadata.version("trl")} and ours play the same tasks with the same policy, a small Qwen3 that calls a tool until
+`{command}`: the `environment_factory` loop of TRL
+{metadata.version("trl")} and ours play the same tasks with the same policy, {policy}, taught to call a tool until
 it has counted down. Both sample with {sampler}, on
-{platform.machine()} with {machine}. A tool call takes its latency on average, exponentially distributed.
+{platform.machine()} with {machine}. A tool call takes its latency on average, exponentially distributed. Where the
+policy thinks, it counts down before each call, from a number between {fewest} and {most}, on average {mean:.0f},
+exponentially distributed.
 
 {tables}
 

@@ -23,9 +23,19 @@ def rollout(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_countdown(rollout: Any):
     clock = rollout.Countdown()
-    assert clock.reset(turns=3, number=0) == " Left: 2."
+    assert clock.reset(turns=3, number=0, thinks=False) == " Left: 2."
     assert clock.tick().endswith(" Left: 1.") and clock.tick().endswith(" Time is up!")
-    assert rollout.Countdown().reset(turns=1, number=0) == " Time is up!"
+    assert rollout.Countdown().reset(turns=1, number=0, thinks=True) == " Time is up!"
+
+
+def test_thinking(rollout: Any):
+    assert rollout.answer("barely").splitlines() == ["Thinking: 2 1.", *rollout.CALL.splitlines()]
+    assert rollout.answer() == rollout.CALL
+    clocks = [rollout.Countdown() for _ in range(2)]
+    first, second = ([clock.reset(turns=9, number=5, thinks=True), clock.tick(), clock.tick()] for clock in clocks)
+    assert first == second  # both loops have the same to think
+    words = [text.rstrip(".").split()[-1] for text in first]
+    assert set(words) <= set(rollout.THOUGHTS) and len(set(words)) > 1
 
 
 @pytest.mark.parametrize("lengths", ["equal", "uniform", "long-tailed"])
@@ -34,6 +44,7 @@ def test_loads(lengths: str, rollout: Any):
     counts = [row["turns"] for row in load.rows()]
     assert len(counts) == 64 and max(counts) == 16 and counts == [row["turns"] for row in load.rows()]
     mean = sum(counts) / 64
+    assert load.name() + "; thinks" == rollout.Load(lengths, 64, 16, 0.0, True).name()
     assert {"equal": mean == 16, "uniform": 9 < mean < 11, "long-tailed": 1.5 < mean < 4}[lengths]
 
 

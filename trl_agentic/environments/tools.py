@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import get_json_schema
 
 from trl_agentic.types import StepResult
 
@@ -58,6 +59,8 @@ class ToolEnvironment:
                 "`step(self, action) -> StepResult`, or at least one tool method with type hints and a docstring."
             )
 
+        self._schemas = [get_json_schema(tool) for tool in self._tools.values()]
+
     @property
     def tools(self) -> list[Callable[..., Any]]:
         """The methods that the chat template lists."""
@@ -72,7 +75,7 @@ class ToolEnvironment:
         from trl.chat_template_utils import parse_response
 
         ids = self._tokenizer(action, add_special_tokens=False)["input_ids"]
-        message = parse_response(self._tokenizer, ids, self._prefix, self.tools)
+        message = parse_response(self._tokenizer, ids, self._prefix, self._schemas)
         calls = message.get("tool_calls") or []
         if not calls:
             return self._finish(message.get("content") or "")
