@@ -56,9 +56,10 @@ SCENE = "The clock stands on the shelf, its hands move on, and nothing else in t
 MOST = 40  # turns that the policy learns to count
 SLOTS = 16  # sequences at a time of an engine that all rollouts do not fit into
 REPEATS = 5  # of a load without latency; the median counts
-WEIGHT = 5.0  # of the number to count from, among the other tokens of an answer
-LESSONS = {24: [1, 1, 2, 3], 4: [3, 3, 10, MOST]}  # turns of an episode to learn from, by how many make an update
-LEARNED = 5e-3  # loss of the worst of the last ten updates
+WEIGHT = 5.0  # of an answer's first token and of the number to count from, among its other tokens
+# Turns of an episode to learn from, how many make an update, and the share of the learning rate.
+LESSONS = [([1, 1, 2, 3], 24, 1.0), ([3, 3, 10, MOST], 4, 0.5), ([MOST], 4, 0.2)]
+LEARNED = 2e-3  # loss of the worst of the last ten updates
 COMMENT = "## What it says"  # what was written by hand under it stays
 # How the policy is told to think, and from where it then counts down: quantiles of an exponential distribution.
 THOUGHTS = {
@@ -74,7 +75,7 @@ def told(left: int, thought: str = "") -> str:
 
 
 def answer(thought: str = "") -> str:
-    return f"Thinking: {' '.join(map(str, range(THOUGHTS[thought], 0, -1)))}.\n{CALL}" if thought else CALL
+    return f"Thinking: {' '.join(map(str, range(THOUGHTS[thought], 0, -1)))}.{CALL}" if thought else CALL
 
 
 class Countdown:
@@ -131,10 +132,10 @@ def build_policy(folder: Path, updates: int, name: str | None) -> None:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     draw = random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99))
-    for episodes, turns in LESSONS.items():
+    for turns, episodes, share in LESSONS:
         recent = [1.0] * 10
         for update in range(updates):
-            optimizer.param_groups[0]["lr"] = rate * min(1.0, (update + 1) / 20)
+            optimizer.param_groups[0]["lr"] = share * rate * min(1.0, (update + 1) / 20)
             texts = [_episode(tokenizer, draw, draw.choice(turns)) for _ in range(episodes)]
             loss = _loss(model, tokenizer, texts)
             loss.backward()
@@ -190,15 +191,16 @@ def _loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: lis
 
 def _weights(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[float]:
     """How much each id counts: 0 where it is not the policy's."""
-    opening, thinking = (tokenizer(text)["input_ids"] for text in ("<|im_start|>assistant", "Thinking:"))
+    opening, thinking = (tokenizer(text)["input_ids"] for text in ("<|im_start|>assistant\n", "Thinking:"))
     weights: list[float] = []
     speaks = False
     for i, token in enumerate(ids):
-        weights.append(0.0 if not speaks else WEIGHT if ids[i - len(thinking) : i] == thinking else 1.0)
+        opens = ids[i - len(opening) : i] == opening
+        decides = opens or ids[i - len(thinking) : i] == thinking
+        speaks = speaks or opens
+        weights.append(0.0 if not speaks else WEIGHT if decides else 1.0)
         if token == tokenizer.eos_token_id:
             speaks = False
-        elif ids[i - len(opening) + 1 : i + 1] == opening:
-            speaks = True
     return weights
 
 
@@ -280,7 +282,7 @@ class Loop:
                 self.trainer._generate_and_score_completions(rows)
             seconds, turns = self.trainer.seconds, self.trainer.turns
         expected = sum(row["turns"] for row in rows)
-        if turns != expected:
+        if abs(turns - expected) > 0.05 * expected:
             raise RuntimeError(f"The policy played {turns} turns of {expected}: it has not learned to count.")
         rates = {"rate": turns / seconds}
         if self.is_ours and self.trainer.use_vllm and not load.latency:

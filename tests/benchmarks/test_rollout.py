@@ -29,7 +29,7 @@ def test_the_countdown(rollout: Any):
 
 
 def test_thinking(rollout: Any):
-    assert rollout.answer("barely").splitlines() == ["Thinking: 2 1.", *rollout.CALL.splitlines()]
+    assert rollout.answer("barely") == f"Thinking: 2 1.{rollout.CALL}"
     assert rollout.answer() == rollout.CALL
     clocks = [rollout.Countdown() for _ in range(2)]
     first, second = ([clock.reset(turns=9, number=5, thinks=True), clock.tick(), clock.tick()] for clock in clocks)
