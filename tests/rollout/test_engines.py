@@ -177,6 +177,7 @@ def test_models_that_cannot_hold_rows_of_different_lengths_are_sampled_in_batche
         vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, sliding_window=8, pad_token_id=PAD,
     )  # fmt: skip
+    torch.manual_seed(0)
     sliding = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(ValueError, match="MistralForCausalLM with 'sdpa' attention .* Use `GenerateEngine`"):
         TransformersEngine(sliding, [EOS], PAD, Sampling(0.0))
