@@ -128,7 +128,7 @@ def build_policy(folder: Path, updates: int, name: str | None) -> None:
     Raises:
         RuntimeError: it has not learned to play.
     """
-    model, tokenizer, rate = small_policy() if name is None else pretrained_policy(name)
+    model, tokenizer, rate = untrained_policy() if name is None else pretrained_policy(name)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     draw = random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99))
@@ -153,7 +153,7 @@ def build_policy(folder: Path, updates: int, name: str | None) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def small_policy() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, float]:
+def untrained_policy() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, float]:
     """A model without training, its tokenizer and a learning rate."""
     sys.path.insert(0, str(ROOT / "recipes"))
     from small_policy import build_model, build_tokenizer
@@ -282,7 +282,7 @@ class Loop:
                 self.trainer._generate_and_score_completions(rows)
             seconds, turns = self.trainer.seconds, self.trainer.turns
         expected = sum(row["turns"] for row in rows)
-        if abs(turns - expected) > 0.05 * expected:
+        if turns != expected:
             raise RuntimeError(f"The policy played {turns} turns of {expected}: it has not learned to count.")
         rates = {"rate": turns / seconds}
         if self.is_ours and self.trainer.use_vllm and not load.latency:

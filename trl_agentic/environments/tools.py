@@ -58,7 +58,6 @@ class ToolEnvironment:
                 f"The environment {name} has neither a `step` method nor public methods to use as tools: define "
                 "`step(self, action) -> StepResult`, or at least one tool method with type hints and a docstring."
             )
-
         self._schemas = [get_json_schema(tool) for tool in self._tools.values()]
 
     @property
