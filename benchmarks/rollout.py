@@ -12,14 +12,14 @@ number that differs from turn to turn. Both loops sample from the same model, wi
 process of its own; they play in turns, so that neither has a better hour. Tables and a plot go to
 docs/results/rollout*.
 
-With vLLM, what the loop reaches is compared with the engine alone, which knows all prompts of the same turns
-beforehand: with as many at a time as there are rollouts, and with fewer, so that rollouts wait for the engine.
+Without latency, what the loop reaches is compared with the engine alone, which knows all prompts of the same turns
+beforehand: with each rollout's turns one after the other, and, with vLLM, in any order, as many at a time as there are
+rollouts, or fewer, so that rollouts wait for the engine.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import multiprocessing
 import os
 import platform
@@ -30,73 +30,31 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from countdown import CONTEXT, MOST, PROMPT, THOUGHTS, Countdown, build_policy
 from datasets import Dataset
 from matplotlib.figure import Figure
-from tokenizers import AddedToken
-from torch.nn.functional import cross_entropy
 from training_step import turn_counts
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl import GRPOConfig, GRPOTrainer, chat_template_utils
+from trl import GRPOConfig, GRPOTrainer
 
 from trl_agentic import AgenticGRPOConfig, AgenticGRPOTrainer, Trajectory
 from trl_agentic.rollout.engines import Request, Sample
 
 
 ROOT = Path(__file__).resolve().parent.parent
-CONTROL = ["<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
-CALL = '<tool_call>\n{"name": "tick", "arguments": {}}\n</tool_call>'
-PROMPT = [{"role": "user", "content": "Count down to 0 and say Done."}]
-SCENE = "The clock stands on the shelf, its hands move on, and nothing else in the room has changed since."
-MOST = 40  # turns that the policy learns to count
 SLOTS = 16  # sequences at a time of an engine that all rollouts do not fit into
 REPEATS = 5  # of a load without latency; the median counts
-WEIGHT = 5.0  # of an answer's first token and of the number to count from, among its other tokens
-# Turns of an episode to learn from, how many make an update, and the share of the learning rate.
-LESSONS = [([1, 1, 2, 3], 24, 1.0), ([3, 3, 10, MOST], 4, 0.5), ([MOST], 4, 0.2)]
-LEARNED = 2e-3  # loss of the worst of the last ten updates
 COMMENT = "## What it says"  # what was written by hand under it stays
-# How the policy is told to think, and from where it then counts down: quantiles of an exponential distribution.
-THOUGHTS = {
-    "barely": 2, "briefly": 5, "shortly": 9, "quietly": 14, "calmly": 20, "slowly": 28, "deeply": 40, "thoroughly": 67,
-}  # fmt: skip
-TURN, CONTEXT = 320, 8192  # tokens
-
-
-def told(left: int, thought: str = "") -> str:
-    if not left:
-        return "Time is up!"
-    return f"Left: {left}. Think {thought}." if thought else f"Left: {left}."
-
-
-def answer(thought: str = "") -> str:
-    return f"Thinking: {' '.join(map(str, range(THOUGHTS[thought], 0, -1)))}.{CALL}" if thought else CALL
-
-
-class Countdown:
-    """A TRL environment: a tool to call so many times, which takes its time."""
-
-    latency = 0.0  # seconds, on average
-
-    def reset(self, turns: int, number: int, thinks: bool, **row: Any) -> str:
-        self.left, self.thinks = turns - 1, thinks
-        self.latencies, self.thoughts = random.Random(number), random.Random(number)
-        return f" {self._told()}"
-
-    def tick(self) -> str:
-        """Counts down by one."""
-        if self.latency:
-            time.sleep(self.latencies.expovariate(1 / self.latency))
-        self.left -= 1
-        return f"{SCENE} {self._told()}"
-
-    def _told(self) -> str:
-        return told(self.left, self.thoughts.choice(list(THOUGHTS)) if self.thinks else "")
+TURN = 320  # tokens
+# Rates of the engine alone, and how the share that the loop reaches of each is called.
+SHARES = {"alone": "share of the engine alone", "in order": "turns in order"}
 
 
 class Load(NamedTuple):
@@ -120,107 +78,6 @@ class Load(NamedTuple):
             {"prompt": PROMPT, "turns": turns, "number": number, "thinks": self.thinks}
             for number, turns in enumerate(counts)
         ]
-
-
-def build_policy(folder: Path, updates: int, name: str | None) -> None:
-    """A small Qwen3, or the model of that name, that plays the countdown, with TRL's template for Qwen2.5.
-
-    Raises:
-        RuntimeError: it has not learned to play.
-    """
-    model, tokenizer, rate = untrained_policy() if name is None else pretrained_policy(name)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    draw = random.Random(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99))
-    for turns, episodes, share in LESSONS:
-        recent = [1.0] * 10
-        for update in range(updates):
-            optimizer.param_groups[0]["lr"] = share * rate * min(1.0, (update + 1) / 20)
-            texts = [_episode(tokenizer, draw, draw.choice(turns)) for _ in range(episodes)]
-            loss = _loss(model, tokenizer, texts)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            recent = [*recent[1:], loss.item()]
-            if update % 50 == 49:
-                print(f"Up to {max(turns)} turns: update {update + 1}, loss {max(recent):.4f}", flush=True)
-            if max(recent) < LEARNED:
-                break
-        else:
-            raise RuntimeError(f"The policy has not learned to count in {updates} updates: give it more `--updates`.")
-    model.to(torch.bfloat16 if name else torch.float32).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def untrained_policy() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, float]:
-    """A model without training, its tokenizer and a learning rate."""
-    sys.path.insert(0, str(ROOT / "recipes"))
-    from small_policy import build_model, build_tokenizer
-
-    words = [SCENE, "Done.", PROMPT[0]["content"], *map(answer, THOUGHTS)]
-    words += [f" {told(left, thought)}" for left in range(MOST) for thought in THOUGHTS]
-    words.append(chat_template_utils.qwen2_5_chat_template)
-    tokenizer = build_tokenizer(words * 3, vocab_size=2048)
-    tokenizer.add_tokens([AddedToken(text, special=text.startswith("<|")) for text in CONTROL])
-    tokenizer.eos_token, tokenizer.chat_template = "<|im_end|>", chat_template_utils.qwen2_5_chat_template
-    torch.manual_seed(0)
-    model = build_model(tokenizer, hidden_size=64, num_layers=2)
-    model.config.max_position_embeddings = CONTEXT
-    return model, tokenizer, 4e-3
-
-
-def pretrained_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, float]:
-    """A model that was trained on other things, its tokenizer and a learning rate."""
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    tokenizer.eos_token, tokenizer.chat_template = "<|im_end|>", chat_template_utils.qwen2_5_chat_template
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
-    return model, tokenizer, 1e-4
-
-
-def _loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> torch.Tensor:
-    """Weighted mean over what the policy says in the texts."""
-    batch = tokenizer(texts, padding=True, return_tensors="pt")
-    weights = torch.tensor([_weights(tokenizer, ids) for ids in batch["input_ids"].tolist()])[:, 1:].flatten()
-    batch, weights = batch.to(model.device), weights.to(model.device)
-    logits = model(**batch).logits[:, :-1].flatten(0, 1)
-    losses = cross_entropy(logits, batch["input_ids"][:, 1:].flatten(), reduction="none")
-    return (losses * weights).sum() / weights.sum()
-
-
-def _weights(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[float]:
-    """How much each id counts: 0 where it is not the policy's."""
-    opening, thinking = (tokenizer(text)["input_ids"] for text in ("<|im_start|>assistant\n", "Thinking:"))
-    weights: list[float] = []
-    speaks = False
-    for i, token in enumerate(ids):
-        opens = ids[i - len(opening) : i] == opening
-        decides = opens or ids[i - len(thinking) : i] == thinking
-        speaks = speaks or opens
-        weights.append(0.0 if not speaks else WEIGHT if decides else 1.0)
-        if token == tokenizer.eos_token_id:
-            speaks = False
-    return weights
-
-
-def _episode(tokenizer: PreTrainedTokenizerBase, draw: random.Random, turns: int) -> str:
-    """The text of some turns in the middle of an episode, or, in half of the cases, of its end."""
-    left, thoughts = draw.randrange(draw.choice([3, MOST])), draw.choice([[""], list(THOUGHTS)])
-    thought = draw.choice(thoughts)
-    messages: list[dict[str, Any]] = [{"role": "user", "content": f"{PROMPT[0]['content']} {told(left, thought)}"}]
-    for _ in range(turns):
-        if left == 0:
-            messages.append({"role": "assistant", "content": "Done."})
-            break
-        left, called = left - 1, answer(thought)
-        thought = draw.choice(thoughts)
-        messages += [
-            {"role": "assistant", "content": called},
-            {"role": "tool", "content": f"{SCENE} {told(left, thought)}"},
-        ]
-    text: str = tokenizer.apply_chat_template(messages, tools=[Countdown().tick], tokenize=False)
-    return text
 
 
 class TRLTrainer(GRPOTrainer):
@@ -263,7 +120,7 @@ class Loop:
         )  # fmt: skip
 
     def play(self, load: Load) -> dict[str, float]:
-        """Turns a second; of ours with vLLM, where nothing waits, also those of the engine alone.
+        """Turns a second; of ours, where nothing takes time, also those of the engine alone.
 
         Raises:
             RuntimeError: the policy miscounted, so that the work is not what it should be.
@@ -285,36 +142,48 @@ class Loop:
         if turns != expected:
             raise RuntimeError(f"The policy played {turns} turns of {expected}: it has not learned to count.")
         rates = {"rate": turns / seconds}
-        if self.is_ours and self.trainer.use_vllm and not load.latency:
-            rates["alone"] = turns / self._alone(played)
+        if self.is_ours and not load.latency:
+            turns_of = [list(_requests(number, trajectory)) for number, trajectory in enumerate(played)]
+            rates["in order"] = turns / self._alone([iter(requests) for requests in turns_of])
+            if self.trainer.use_vllm:  # the other engine knows a conversation by its rollout
+                every = (request for requests in turns_of for request in requests)
+                numbered = (replace(request, rollout=number) for number, request in enumerate(every))
+                rates["alone"] = turns / self._alone([numbered] * len(played))
         return rates
 
-    def _alone(self, played: list[Trajectory]) -> float:
-        """Seconds that the engine takes for all turns of these rollouts, their prompts known beforehand, as many at a
-        time as there are rollouts."""
-        requests = []
-        for trajectory in played:
-            context: list[int] = []
-            for turn in trajectory.turns:
-                context = context + turn.prompt_ids
-                requests.append(Request(len(requests), context, TURN, seed=len(requests)))
-                context = context + turn.action_ids
-        self.trainer.vllm_generation.llm.reset_prefix_cache()
-        samples: list[Sample | Exception] = []
-        waiting = iter(requests)
+    def _alone(self, lanes: list[Iterator[Request]]) -> float:
+        """Seconds that the engine takes for all requests. A lane's next one follows when one of its own is done."""
+        if self.trainer.use_vllm:
+            self.trainer.vllm_generation.llm.reset_prefix_cache()
+        done: list[tuple[Iterator[Request], Sample | Exception]] = []
         started = time.perf_counter()
         with self.trainer._engine(0.01) as engine:
-            for request in itertools.islice(waiting, len(played)):
-                engine.submit(request, samples.append)
-            while len(samples) < len(requests):
-                done = len(samples)
-                engine.step(len(requests) - done, 0)
-                for request in itertools.islice(waiting, len(samples) - done):
-                    engine.submit(request, samples.append)
-        for sample in samples:
-            if isinstance(sample, Exception):
-                raise sample
+
+            def ask(lanes: list[Iterator[Request]]) -> int:
+                asked = [(lane, request) for lane in lanes if (request := next(lane, None)) is not None]
+                for lane, request in asked:
+                    engine.submit(request, lambda sample, lane=lane: done.append((lane, sample)))
+                return len(asked)
+
+            sampling = ask(lanes)
+            while sampling:
+                engine.step(sampling, 0)
+                samples, free = [sample for _, sample in done], [lane for lane, _ in done]
+                done.clear()
+                for sample in samples:
+                    if isinstance(sample, Exception):
+                        raise sample
+                sampling += ask(free) - len(free)
         return time.perf_counter() - started
+
+
+def _requests(rollout: int, trajectory: Trajectory) -> Iterator[Request]:
+    """What the engine was asked for in a rollout."""
+    context: list[int] = []
+    for number, turn in enumerate(trajectory.turns):
+        context = context + turn.prompt_ids
+        yield Request(rollout, context, TURN, seed=number)
+        context = context + turn.action_ids
 
 
 def loads(quick: bool) -> dict[str, list[Load]]:
@@ -335,7 +204,6 @@ def loads(quick: bool) -> dict[str, list[Load]]:
         ],
         "environments": [Load("long-tailed", n, MOST, 0.05) for n in (8, 16, 32, 64, 128, 256)],
         "turns": [Load("equal", 32, n, 0.0) for n in (2, 4, 8, 16, 32)],
-        "the longest alone": [Load("equal", 2, MOST, 0.0, thinks) for thinks in (False, True)],
     }
 
 
@@ -418,9 +286,9 @@ def _measure(players: dict[str, Player], loads: list[Load]) -> Rates:
 
 
 def _median(plays: list[dict[str, float]]) -> dict[str, float]:
-    """Of each rate, and of the share."""
-    if "alone" in plays[0]:
-        plays = [play | {"share": play["rate"] / play["alone"]} for play in plays]
+    """Of each rate, and of what share each play reached of the engine alone."""
+    shares = [{f"share, {key}": play["rate"] / rate for key, rate in play.items() if key != "rate"} for play in plays]
+    plays = [play | share for play, share in zip(plays, shares, strict=True)]
     return {key: statistics.median(play[key] for play in plays) for key in plays[0]}
 
 
@@ -436,26 +304,25 @@ def _prepare_vllm_for_cpu() -> None:
 
 def full_table(results: list[dict[str, float]]) -> str:
     """One line for each number of rollouts that share an engine of few slots."""
-    lines = ["| turns a rollout | environments | ours, turns/s | engine alone, turns/s | share |"]
+    lines = ["| turns a rollout | environments | ours, turns/s | " + " | ".join(SHARES.values()) + " |"]
     lines.append("|---" + "|---:" * 4 + "|")
     for load, rates in zip(full_loads(), results, strict=True):
         cells = [load.name(), str(load.environments), f"{rates['rate']:.1f}"]
-        lines.append("| " + " | ".join([*cells, f"{rates['alone']:.1f}", f"{rates['share']:.0%}"]) + " |")
+        lines.append("| " + " | ".join([*cells, *(f"{rates[f'share, {key}']:.0%}" for key in SHARES)]) + " |")
     return "\n".join(lines)
 
 
 def table(part: list[Load], results: Rates) -> str:
     """One line a load."""
     theirs, ours = results["TRL"], results["ours"]
-    is_vllm = any("alone" in rates for rates in ours)
+    shares = [key for key in SHARES if any(key in rates for rates in ours)]
     head = ["turns a rollout", "environments", "latency", "TRL, turns/s", "ours, turns/s", "ours / TRL"]
-    head += ["share of the engine alone"] * is_vllm
+    head += [SHARES[key] for key in shares]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for load, trl, own in zip(part, theirs, ours, strict=True):
         cells = [load.name(), str(load.environments), f"{1000 * load.latency:.0f} ms", f"{trl['rate']:.1f}"]
         cells += [f"{own['rate']:.1f}", f"{own['rate'] / trl['rate']:.1f}x"]
-        if is_vllm:
-            cells.append(f"{own['share']:.0%}" if "share" in own else "")
+        cells += [f"{own[f'share, {key}']:.0%}" if key in own else "" for key in shares]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -510,19 +377,17 @@ def main() -> None:
 
 
 def limits(parts: dict[str, list[Load]], results: dict[str, Rates]) -> str:
-    """What the longest rollout of the long-tailed sets allows any loop without latency."""
-    sentences = ["A long-tailed set ends no sooner than its longest rollout, with any loop."]
-    for load, alone in zip(parts["the longest alone"], results["the longest alone"]["ours"], strict=True):
-        long = Load("long-tailed", 64, MOST, 0.0, load.thinks)
-        part, i = next((part, listed.index(long)) for part, listed in parts.items() if long in listed)
-        turns = sum(row["turns"] for row in parts[part][i].rows())
-        theirs, ours = (turns / results[part][name][i]["rate"] for name in ("TRL", "ours"))
-        longest = 2 * MOST / alone.get("alone", alone["rate"])
-        sentences.append(
-            f"Without latency {turns} turns of 64 rollouts{', with thinking,' if load.thinks else ''} took TRL "
-            f"{theirs:.1f} s and ours {ours:.1f} s; two rollouts of {MOST} turns, next to nothing else, "
-            f"{longest:.1f} s: {theirs / longest:.1f}x is about the most that a loop could reach there."
-        )
+    """What the engine allows any loop on the long-tailed sets without latency."""
+    sentences = []
+    for part, listed in parts.items():
+        for load, trl, own in zip(listed, results[part]["TRL"], results[part]["ours"], strict=True):
+            if load.lengths == "long-tailed" and not load.latency:
+                sentences.append(
+                    f"{load.name().capitalize()}, {load.environments} environments: TRL reaches {trl['rate']:.1f} "
+                    f"turns a second, ours {own['rate']:.1f}, and the engine alone, turns in order, "
+                    f"{own['in order']:.1f}: {own['in order'] / trl['rate']:.1f}x is about the most that a loop could "
+                    "reach there."
+                )
     return textwrap.fill(" ".join(sentences), 119)
 
 
@@ -536,15 +401,15 @@ def report(engine: str, model: str | None, name: str, tables: str, longest: str)
     }[engine]
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     fewest, most, mean = min(THOUGHTS.values()), max(THOUGHTS.values()), statistics.mean(THOUGHTS.values())
-    shares = (
+    any_order = (
         ""
         if engine == "transformers"
         else f"""
-"Share of the engine alone" compares with the same turns when all of their prompts are known beforehand, as many at a
-time as there are rollouts. A rollout's turns follow one another, so lengths bound that share whatever the loop does:
-with rollouts of equal length the engine always has all of them; with others it has ever fewer, until the longest is
-alone. In the last table the engine takes {SLOTS} sequences at a time: the more rollouts there are, the fewer of its
-places are ever empty.
+"Share of the engine alone": the same turns, all of their prompts known beforehand, in any order, as many at a time as
+there are rollouts. A rollout's turns follow one another, so lengths bound that share whatever the loop does: with
+rollouts of equal length the engine always has all of them; with others it has ever fewer, until the longest is alone.
+In the last table the engine takes {SLOTS} sequences at a time: the more rollouts there are, the fewer of its places
+are ever empty.
 """
     )
     return f"""# Rollouts: TRL's loop against ours, {engine}{f", {policy}" if model else ""}
@@ -561,8 +426,11 @@ exponentially distributed.
 TRL calls the tools of a turn one after another and waits for all of them; ours works on with those that have answered.
 The two play in turns; rates without latency are medians of {REPEATS}.
 
+"Turns in order": the share of what the engine reaches where all prompts are known beforehand, but each rollout's turns
+follow one another. What is missing there is the loop's own, and the tools'.
+
 {longest}
-{shares}
+{any_order}
 ![Turns a second by the number of environments; milliseconds a turn by the number of turns]({name}.png)
 """
 

@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from trl_agentic import Trajectory, Turn
+from trl_agentic.rollout.engines import Request, Sample
 
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def rollout(monkeypatch: pytest.MonkeyPatch) -> Any:
+def countdown(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import countdown as module
+
+    return module
+
+
+@pytest.fixture
+def rollout(countdown: Any) -> Any:
     sys.modules.pop("rollout", None)
     import rollout as module
 
     return module
 
 
-def test_the_countdown(rollout: Any):
-    clock = rollout.Countdown()
+def test_the_countdown(countdown: Any):
+    clock = countdown.Countdown()
     assert clock.reset(turns=3, number=0, thinks=False) == " Left: 2."
     assert clock.tick().endswith(" Left: 1.") and clock.tick().endswith(" Time is up!")
-    assert rollout.Countdown().reset(turns=1, number=0, thinks=True) == " Time is up!"
+    assert countdown.Countdown().reset(turns=1, number=0, thinks=True) == " Time is up!"
 
 
-def test_thinking(rollout: Any):
-    assert rollout.answer("barely") == f"Thinking: 2 1.{rollout.CALL}"
-    assert rollout.answer() == rollout.CALL
-    clocks = [rollout.Countdown() for _ in range(2)]
+def test_thinking(countdown: Any):
+    assert countdown.answer("barely") == f"Thinking: 2 1.{countdown.CALL}"
+    assert countdown.answer() == countdown.CALL
+    clocks = [countdown.Countdown() for _ in range(2)]
     first, second = ([clock.reset(turns=9, number=5, thinks=True), clock.tick(), clock.tick()] for clock in clocks)
     assert first == second  # both loops have the same to think
     words = [text.rstrip(".").split()[-1] for text in first]
-    assert set(words) <= set(rollout.THOUGHTS) and len(set(words)) > 1
+    assert set(words) <= set(countdown.THOUGHTS) and len(set(words)) > 1
 
 
 @pytest.mark.parametrize("lengths", ["equal", "uniform", "long-tailed"])
@@ -62,3 +74,52 @@ def test_the_table(rollout: Any):
         "| 4 | 32 | 0 ms | 2.0 | 5.0 | 2.5x | 80% |",
         "| long-tailed, up to 16 | 8 | 500 ms | 1.0 | 10.0 | 10.0x |  |",
     ]
+    results["ours"][0] = rollout._median([play | {"in order": 10.0} for play in plays])
+    assert rollout.table(part, results).splitlines()[2:] == [
+        "| 4 | 32 | 0 ms | 2.0 | 5.0 | 2.5x | 80% | 50% |",
+        "| long-tailed, up to 16 | 8 | 500 ms | 1.0 | 10.0 | 10.0x |  |  |",
+    ]
+
+
+def test_what_the_engine_was_asked_for(rollout: Any):
+    turns = [Turn([1, 2], [3], None, "", "", "", extends=False), Turn([4], [5, 6], None, "", "", "", extends=True)]
+    requests = list(rollout._requests(7, Trajectory(task={}, turns=turns)))
+    assert [(request.rollout, request.prompt_ids) for request in requests] == [(7, [1, 2]), (7, [1, 2, 3, 4])]
+
+
+def test_the_engine_alone(rollout: Any):
+    """In order there is a request of each rollout at a time; otherwise as many, of whichever."""
+
+    class Engine:
+        def __init__(self) -> None:
+            self.asked: list[tuple[Request, Any]] = []
+            self.batches: list[list[int]] = []
+
+        def submit(self, request: Request, done: Any) -> None:
+            self.asked.append((request, done))
+
+        def step(self, active: int, busy: int) -> None:
+            assert active == len(self.asked) and busy == 0
+            batch, self.asked = self.asked, []
+            self.batches.append([request.rollout for request, _ in batch])
+            for _, done in batch:
+                done(Sample([1], None, ended=True))
+
+    engine = Engine()
+    loop = object.__new__(rollout.Loop)
+    loop.trainer = SimpleNamespace(use_vllm=False, _engine=lambda temperature: nullcontext(engine))
+    lanes = [[Request(number, [1], 4, 0)] * turns for number, turns in enumerate((1, 3, 2))]
+    assert loop._alone([iter(lane) for lane in lanes]) > 0
+    assert engine.batches == [[0, 1, 2], [1, 2], [1]]
+    engine.batches.clear()
+    loop._alone([iter([request for lane in lanes for request in lane])] * 3)
+    assert engine.batches == [[0, 1, 1], [1, 2, 2]]
+
+
+def test_what_the_engine_allows(rollout: Any):
+    parts = {"thinking": [rollout.Load("equal", 2, 4, 0.0), rollout.Load("long-tailed", 64, 40, 0.0, True)]}
+    rates = {"TRL": [{"rate": 1.0}, {"rate": 20.0}], "ours": [{"rate": 1.0}, {"rate": 25.0, "in order": 30.0}]}
+    assert " ".join(rollout.limits(parts, {"thinking": rates}).split()) == (
+        "Long-tailed, up to 40; thinks, 64 environments: TRL reaches 20.0 turns a second, ours 25.0, and the engine "
+        "alone, turns in order, 30.0: 1.5x is about the most that a loop could reach there."
+    )
