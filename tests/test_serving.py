@@ -20,7 +20,7 @@ def test_the_command_has_the_flags_that_training_needs():
     assert options["--max-model-len"] == "4096"
     assert options["--weight-transfer-config"] == '{"backend": "nccl"}'
     assert options["--logprobs-mode"] == "processed_logprobs" and options["--max-logprobs"] == "-1"
-    assert words[-1] == "--enable-prompt-tokens-details"
+    assert words[-3:] == ["--enable-prompt-tokens-details", "--api-server-count", "1"]
     assert "--max-model-len" not in serve_command("org/model")[1]
 
 

@@ -33,7 +33,8 @@ def serve_command(
     words += ["--weight-transfer-config", f'{{"backend": "{backend}"}}']
     # The log-probability that sampled, temperature and filters included, and of the sampled token however rare it is.
     words += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1"]
-    words += ["--enable-prompt-tokens-details", *(extra or [])]
+    # With several API servers, as vLLM has them for several data-parallel engines, none tells when it was started.
+    words += ["--enable-prompt-tokens-details", "--api-server-count", "1", *(extra or [])]
     return {"VLLM_SERVER_DEV_MODE": "1"}, words
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import time
@@ -75,3 +76,14 @@ class Grandchild(Corridor):
         import subprocess
 
         return str(subprocess.Popen(["sleep", "60"]).pid)
+
+    def step(self, action: str) -> StepResult:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+class Echo(Corridor):
+    """Says what row it was given."""
+
+    def reset(self, **row: Any) -> str:
+        return json.dumps(row)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from tests.environments.faulty import Faulty
+from tests.environments.test_workers import wait_until
 from tests.toys import Corridor
 from trl_agentic.environments.base import EpisodeRestarted, check_environment
 from trl_agentic.environments.handle import EnvironmentHandle, WorkerOptions
@@ -141,3 +144,37 @@ def test_a_leaking_environment_is_replaced(kind: str, tmp_path: Path):
 
 def test_a_handle_keeps_the_protocol():
     check_environment(partial(EnvironmentHandle, Corridor, WorkerOptions("process", 30.0)), {"length": 3})
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_an_episode_waits_for_the_last_call_of_one_that_was_given_up(kind: str, tmp_path: Path):
+    handle = EnvironmentHandle(partial(Slow, str(tmp_path)), WorkerOptions(kind, retries=1))
+    assert handle.reset(length=4) == Corridor().reset(length=4)
+    late: list[StepResult] = []
+    given_up = Thread(target=lambda: late.append(handle.step("a slow step")))
+    given_up.start()
+    wait_until((tmp_path / "begun").exists)
+    answers: list[Any] = []
+    next_one = Thread(target=lambda: answers.extend(play(handle)))
+    next_one.start()
+    time.sleep(0.2)  # time enough to answer
+    assert not answers
+    (tmp_path / "end").touch()
+    given_up.join(30)
+    next_one.join(30)
+    assert late[0].observation == "late" and tuple(answers) == undisturbed()
+    handle.close()
+
+
+class Slow(Corridor):
+    """Its slow step ends when it is told to."""
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+
+    def step(self, action: str) -> StepResult:
+        if action != "a slow step":
+            return super().step(action)
+        (self.folder / "begun").touch()
+        wait_until((self.folder / "end").exists)
+        return StepResult("late")

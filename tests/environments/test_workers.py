@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -12,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.environments.faulty import Faulty, Grandchild, Unmakeable
+from tests.environments.faulty import Echo, Faulty, Grandchild, Unmakeable
 from trl_agentic.environments.workers import (
     EnvironmentFailed,
     EnvironmentTimeout,
@@ -22,6 +25,7 @@ from trl_agentic.environments.workers import (
 )
 
 
+ROOT = Path(__file__).resolve().parents[2]
 KINDS = pytest.mark.parametrize("kind", [ThreadWorker, ProcessWorker])
 
 
@@ -109,6 +113,38 @@ def test_what_a_process_started_ends_with_it():
     assert is_alive(grandchild)
     worker.close()
     wait_until(lambda: not is_alive(grandchild))
+
+
+def test_what_a_process_started_ends_with_its_death():
+    worker = ProcessWorker(Grandchild, 30.0)
+    grandchild = int(worker.call("reset"))
+    with pytest.raises(WorkerDied, match="signal SIGKILL"):
+        worker.call("step", "go")
+    wait_until(lambda: not is_alive(grandchild))
+
+
+def test_what_a_process_started_ends_with_the_trainer():
+    code = "from tests.environments.faulty import Grandchild\n"
+    code += "from trl_agentic.environments.workers import ProcessWorker\n"
+    code += "if __name__ == '__main__':\n"
+    code += "    worker = ProcessWorker(Grandchild, 60.0)\n    print(worker.call('reset'), flush=True)\n    input()\n"
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert trainer.stdout is not None
+    grandchild = int(trainer.stdout.readline())
+    assert is_alive(grandchild)
+    trainer.kill()
+    trainer.wait()
+    wait_until(lambda: not is_alive(grandchild))
+
+
+@KINDS
+def test_columns_may_have_any_name(kind: type[Any]):
+    worker = kind(Echo, 30.0)
+    row = {"method": "a", "allowance": 2, "args": [1], "rollout": 3}
+    assert json.loads(worker.call("reset", **row)) == row
+    worker.close()
 
 
 def test_what_cannot_be_sent_to_a_process():

@@ -497,3 +497,10 @@ def test_an_episode_that_begins_anew_forgets_its_turns():
     assert [turn.observation for turn in t.turns] == ["Again.", "Go on."]
     assert [turn.extends for turn in t.turns] == [False, True]
     assert t.turns[0].prompt_ids == CHAT.prompt_ids([{"role": "user", "content": "Again."}])
+
+
+def test_columns_may_have_any_name():
+    environment = ScriptedEnv(on(terminated=True))
+    task = {"rollout": 1, "method": "a", "args": [2]}
+    [played] = play([Episode(environment, task, seed=0)], ScriptedEngine(["go"]), CHAT, AMPLE)
+    assert played.error is None and environment.row == task

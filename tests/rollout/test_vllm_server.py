@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,11 +16,11 @@ from trl_agentic.rollout.engines import Request, Sample, Sampling, VLLMServerEng
 
 class Server(ThreadingHTTPServer):
     """Speaks as much of vLLM's protocol as the engine hears. `dies` requests are broken off, so many `together`, then
-    it is down for `down` health checks; or `busy` requests are answered with 503."""
+    it is down for `down` health checks; or `busy` requests are answered with 503, or all are aborted."""
 
-    def __init__(self, dies: int = 0, down: int = 0, together: int = 1, busy: int = 0):
+    def __init__(self, dies: int = 0, down: int = 0, together: int = 1, busy: int = 0, aborts: bool = False):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.busy = busy
+        self.busy, self.finish = busy, "abort" if aborts else "stop"
         self.together = threading.Barrier(together, timeout=30)
         self.dies, self.down, self.events, self.lock = dies, down, [], threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -53,7 +54,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
-        choice = {"token_ids": [body["seed"], 2], "logprobs": {"token_logprobs": [-1.0, -1.0]}}
+        choice: dict[str, Any] = {"token_ids": [body["seed"], 2], "finish_reason": self.server.finish}
+        choice["logprobs"] = {"token_logprobs": [-1.0, -1.0]}
         answer = json.dumps({"choices": [choice]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer)))
@@ -77,6 +79,13 @@ def serve() -> Iterator[Any]:
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+def wait_until(holds: Any, seconds: float = 30.0) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "it never came true"
+        time.sleep(0.01)
 
 
 def sample(server: Server, count: int = 1, **options: Any) -> list[Sample | Exception]:
@@ -127,7 +136,49 @@ def test_patience_has_an_end(serve: Any):
 def test_a_server_that_breaks_off_everything(serve: Any):
     server = serve(dies=99)
     [error] = sample(server, attempts=3, on_return=lambda url: None)
-    assert "broke off a request" in str(error) and server.events == ["broken off"] * 4
+    assert "broke off a request" in str(error) and server.events == ["broken off"] * 3
+
+
+def test_connections_that_break_off_now_and_then_are_no_end(serve: Any):
+    """A server closes a connection that was idle: nothing is lost."""
+    server = serve()
+    engine = VLLMServerEngine([server.url], "model", [2], Sampling(), attempts=2, on_return=lambda url: None)
+    done: list[Sample | Exception] = []
+    for i in range(5):
+        server.dies = 1
+        engine.submit(Request(0, [5], 3, seed=i), done.append)
+        wait_until(lambda i=i: len(done) == i + 1)
+    engine.close()
+    assert all(isinstance(answer, Sample) for answer in done)
+    assert server.events == ["broken off", "sampled"] * 5
+
+
+def test_new_requests_wait_for_the_weights_too(serve: Any):
+    server = serve(dies=1)
+    begun, sent = threading.Event(), threading.Event()
+
+    def send(url: str) -> None:
+        begun.set()
+        assert sent.wait(30)
+        server.events.append("weights")
+
+    engine = VLLMServerEngine([server.url], "model", [2], Sampling(), on_return=send)
+    done: list[Sample | Exception] = []
+    engine.submit(Request(0, [5], 3, seed=0), done.append)
+    assert begun.wait(30)
+    engine.submit(Request(1, [5], 3, seed=1), done.append)
+    time.sleep(0.2)  # time enough to be sampled
+    assert server.events == ["broken off"] and not done
+    sent.set()
+    wait_until(lambda: len(done) == 2)
+    engine.close()
+    assert server.events == ["broken off", "weights", "sampled", "sampled"]
+
+
+def test_a_turn_that_was_aborted_is_an_error(serve: Any):
+    server = serve(aborts=True)
+    [error] = sample(server)
+    assert isinstance(error, RuntimeError) and "abort" in str(error)
 
 
 def test_weights_that_cannot_be_sent_end_the_rollouts(serve: Any):

@@ -306,6 +306,11 @@ def test_reward_weights_for_other_functions(tiny_model_dir: Model, tmp_path: Pat
         (AgenticConfig, {"multi_objective_aggregation": "normalize_then_sum"}, "`multi_objective_aggregation` is not"),
         (AgenticConfig, {"max_tool_calling_iterations": 3}, "`max_tool_calling_iterations` is not.*`max_turns`"),
         (AgenticConfig, {"generation_kwargs": {"num_beams": 2}}, "`generation_kwargs` is not supported"),
+        (
+            AgenticConfig,
+            {"use_vllm": True, "generation_kwargs": {"seed": 2}},
+            "`generation_kwargs` must not set `seed`",
+        ),
         (AgenticConfig, {"use_transformers_continuous_batching": True}, "`use_transformers_continuous_batching` is"),
         (
             GAGPOConfig,

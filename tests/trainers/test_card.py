@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,9 @@ import trl_agentic
 from tests.toys import Corridor
 from tests.trainers.hub_server import HubServer
 from tests.trainers.small import small_config, tasks
+from tests.trainers.test_tool_environments import Counter
 from trl_agentic import GAGPOConfig, GAGPOTrainer, SearchEnv, Trajectory
+from trl_agentic.evaluation.command import parser
 from trl_agentic.trainers.pool import EnvironmentPool
 from trl_agentic.types import StopReason, Turn
 
@@ -58,7 +61,8 @@ def test_a_card_has_its_evaluation_in_text_and_metadata(
     assert "| mean score | 0.250 | 0.625 |" in text
     assert "```bash\nrecipes/walk.py --output_dir 'my walks'\n```" in text
     assert f"the local policy `{tiny_model_dir().name}`, trained on `Corridor`" in text
-    assert "trl-agentic evaluate walker --environment tests.toys:Corridor --output_dir evaluation" in text
+    command = "trl-agentic evaluate walker --environment tests.toys:Corridor --max_turns 4 --max_turn_tokens 6"
+    assert f"{command} --temperature 1.0 --output_dir evaluation" in text
     assert f"- trl-agentic: {trl_agentic.__version__}\n- TRL: {version('trl')}\n" in text
     assert "huggingface.co/papers/2605.13217" in text and "None" not in text
     data = ModelCard(text).data
@@ -69,6 +73,34 @@ def test_a_card_has_its_evaluation_in_text_and_metadata(
     # Written again, as with every checkpoint, it is the same card.
     trainer.create_model_card(model_name="walker")
     assert (tmp_path / "README.md").read_text(encoding="utf-8").splitlines()[-40:] == text.splitlines()[-40:]
+
+
+def test_a_card_evaluates_with_the_prompts_and_the_sampling_of_the_run(
+    tiny_model_dir: Callable[..., Path], tmp_path: Path
+):
+    changes = {"context": "window", "history_length": 3, "eval_temperature": 0.4, "top_p": 0.9}
+    changes["chat_template_kwargs"] = {"enable_thinking": False}
+    args = small_config(GAGPOConfig, tmp_path, **changes)
+    trainer = GAGPOTrainer(str(tiny_model_dir()), args=args, train_dataset=tasks(), environment_factory=Corridor)
+    trainer.create_model_card(model_name="walker")
+    [line] = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("trl-agentic ev")]
+    arguments = parser().parse_args(shlex.split(line)[2:])
+    assert (arguments.max_turns, arguments.max_turn_tokens) == (args.max_turns, args.max_turn_tokens)
+    assert (arguments.temperature, arguments.top_p, arguments.history_length) == (0.4, 0.9, 3)
+    assert arguments.chat_template_kwargs == {"enable_thinking": False}
+
+
+def test_a_card_names_no_command_that_cannot_play(tiny_model_dir: Callable[..., Path], tmp_path: Path):
+    class Local(Corridor):
+        pass
+
+    args = small_config(GAGPOConfig, tmp_path)
+    trainer = GAGPOTrainer(str(tiny_model_dir()), args=args, train_dataset=tasks(), environment_factory=Local)
+    trainer.create_model_card(model_name="walker")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "trained on `Local`" in text and "trl-agentic evaluate" not in text
+    assert EnvironmentPool(Counter).facts(None).arguments is None
+    assert EnvironmentPool(Corridor).facts(None).arguments == "tests.toys:Corridor"
 
 
 def test_what_is_told_of_an_environment():

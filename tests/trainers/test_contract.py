@@ -61,6 +61,7 @@ def test_the_version_is_the_one_that_was_read():
         ("create_model_card", ["self", "model_name", "dataset_name", "tags"]),
         ("_get_train_sampler", ["self", "dataset"]),
         ("_save_checkpoint", ["self", "model", "trial"]),
+        ("_load_best_model", ["self"]),
         ("_get_output_dir", ["self", "trial"]),
         ("_load_rng_state", ["self", "checkpoint"]),
         ("_load_optimizer_and_scheduler", ["self", "checkpoint"]),

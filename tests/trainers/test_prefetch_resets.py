@@ -112,3 +112,8 @@ def test_a_reset_that_fails(times: int, tiny_model_dir: Model, tmp_path: Path):
     assert logs[0][:2] == ([[0.0, 2.0], [0.0, 0.0]] if times == 2 else [[0.0, 8.0], [0.0, 0.5]])
     for name, parameter in ends[0].items():
         assert torch.equal(ends[1][name], parameter), name
+
+
+def test_without_it_no_batch_is_kept(tiny_model_dir: Model, tmp_path: Path):
+    trainer = run(tiny_model_dir(), tmp_path, Corridor, numbered(), prefetch_resets=False)
+    assert not trainer._lookahead._given and not trainer._lookahead._held

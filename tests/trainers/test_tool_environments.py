@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.trainers.small import history, small_config
-from trl_agentic import GAGPOConfig, GAGPOTrainer, StopReason
+from trl_agentic import GAGPOConfig, GAGPOTrainer, StepResult, StopReason
 from trl_agentic.rollout.engines import LockstepEngine, Request, Sample
 
 
@@ -114,6 +114,18 @@ def test_a_reward_that_fails_costs_its_own_rollout(tiny_model_dir: Model, tmp_pa
     assert history(trainer, "episode/stop_error") == [0.5] * 3
     played = trainer.rollout([{"task": 0}] * 4)
     assert "the judge is out" in played[2].error and "`get_reward` returned nan" in played[3].error
+
+
+def test_an_answer_that_the_environment_judges_ends_the_episode(tiny_model_dir: Model, tmp_path: Path):
+    class Judge(Counter):
+        def finish(self, answer: str) -> StepResult:
+            return StepResult("", reward=2.0, info={"success": answer == "Done.", "score": 0.5})
+
+    trainer = tool_trainer(tiny_model_dir("qwen2"), tmp_path, Judge)
+    played = trainer.rollout([{"task": 0}] * 4)
+    assert [t.stop_reason for t in played] == [StopReason.TERMINATED] * 4
+    assert [(t.turns[-1].reward, t.success, t.score) for t in played[:2]] == [(3.0, True, 0.5)] * 2  # and `get_reward`
+    assert played[3].turns[-1].reward == 2.0
 
 
 def test_an_asynchronous_tool(tiny_model_dir: Model, tmp_path: Path):

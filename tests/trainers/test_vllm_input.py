@@ -14,7 +14,7 @@ import pytest
 
 from tests.trainers.small import small_config
 from trl_agentic import AgenticConfig
-from trl_agentic.trainers.vllm import check_vllm, server_urls
+from trl_agentic.trainers.vllm import check_vllm, server_start, server_urls
 
 
 def config(output_dir: Path, **changes: object) -> AgenticConfig:
@@ -57,6 +57,7 @@ class Answering(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.metrics = ""
         self.info: dict[str, Any] | None = {
             "weight_transfer_config": {"backend": "nccl"},
             "model_config": {"logprobs_mode": "processed_logprobs"},
@@ -68,7 +69,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         known = self.path == "/health" or self.server.info is not None
-        body = json.dumps({"vllm_config": self.server.info}).encode()
+        info = json.dumps({"vllm_config": self.server.info})
+        body = (self.server.metrics if self.path == "/metrics" else info).encode()
         self.send_response(200 if known else 404)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -122,3 +124,13 @@ def test_a_server_that_tells_other_log_probabilities(
     with pytest.raises(ValueError, match=rf"log-probabilities as 'raw_logprobs'[\s\S]*{COMMAND}"):
         check(server, tmp_path, monkeypatch)
     check(server, tmp_path, monkeypatch, vllm_importance_sampling_correction=False)
+
+
+def test_a_server_tells_when_it_was_started(server: Answering, tmp_path: Path):
+    url = f"http://127.0.0.1:{server.server_port}"
+    args = config(tmp_path, vllm_mode="server", vllm_server_base_url=url, max_context_length=512)
+    server.metrics = "# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds 1.5e+09\n"
+    assert server_start(url, args, "a/policy") == 1.5e9
+    server.metrics = "vllm:num_requests_running 0.0\n"
+    with pytest.raises(ValueError, match=rf"does not tell when it was started[\s\S]*{COMMAND}.*--api-server-count 1"):
+        server_start(url, args, "a/policy")

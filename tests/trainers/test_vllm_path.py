@@ -62,6 +62,7 @@ def trained(
     """Trains; returns the trainer, the count of weights sent and the temperatures sampled at."""
     trainer_class, config_class = pair
     temperatures: list[float] = []
+    eval_dataset = changes.pop("eval_dataset", None)
 
     class WithEngine(trainer_class):  # type: ignore[misc, valid-type]
         def _vllm_engine(self, sampling: Sampling) -> Any:
@@ -69,7 +70,9 @@ def trained(
             return Telling(self, sampling, shift)
 
     args = small_config(config_class, output_dir, **changes)
-    trainer = WithEngine(str(model), args=args, train_dataset=tasks(), environment_factory=Corridor)
+    trainer = WithEngine(
+        str(model), args=args, train_dataset=tasks(), eval_dataset=eval_dataset, environment_factory=Corridor
+    )
     trainer.use_vllm, trainer._last_loaded_step = True, -1
     trainer.vllm_generation = generation = Generation()
     trainer.train()
@@ -118,6 +121,24 @@ def test_weights_that_did_not_change_are_not_sent_again(tiny_model_dir: Callable
     for _ in range(3):  # the weights after the last step, once
         trainer.rollout([{"length": 1}] * 2)
         assert generation.syncs == 4
+
+
+def test_the_best_weights_are_sent_when_they_are_loaded(tiny_model_dir: Callable[..., Path], tmp_path: Path):
+    """They are those of another step than the counter says."""
+    changes = {
+        "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 2,
+        "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "num_generations_eval": 1,
+    }  # fmt: skip
+    trainer, generation, _ = trained(tiny_model_dir(), tmp_path, eval_dataset=tasks(2), **changes)
+    before = generation.syncs
+    trainer.rollout([{"length": 1}] * 2)
+    assert generation.syncs == before + 1
+
+
+def test_a_second_training_begins_with_its_own_weights(tiny_model_dir: Callable[..., Path], tmp_path: Path):
+    trainer, generation, _ = trained(tiny_model_dir(), tmp_path, max_steps=1)
+    trainer.train()
+    assert generation.syncs == 2
 
 
 def test_a_turn_has_one_correction(tiny_model_dir: Callable[..., Path], tmp_path: Path):

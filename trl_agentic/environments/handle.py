@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, TypeVar
 
 from trl_agentic.environments.base import Environment, EpisodeRestarted
@@ -76,6 +76,7 @@ class EnvironmentHandle:
         self._first: Any = None
         self._played: list[tuple[str, Any]] = []  # actions, and what was seen of their answers
         self._ahead: _ResetAhead | None = None
+        self._playing = Lock()  # a call of an episode that was given up may be under way when the next one begins
         self.retries = 0
         """Fresh workers that the last episode has used up."""
         self.seconds_saved = 0.0
@@ -86,7 +87,7 @@ class EnvironmentHandle:
         """The environment itself if it lives in this process and has been made, else `None`."""
         return self._worker.instance if self._worker is not None else None
 
-    def reset(self, **row: Any) -> Any:
+    def reset(self, /, **row: Any) -> Any:
         """Starts an episode. Errors are those of the environment or its worker, after the last retry."""
         self.seconds_saved = 0.0
         ahead, self._ahead = self._ahead, None
@@ -101,7 +102,7 @@ class EnvironmentHandle:
         finally:
             self.seconds_saved = min(asked, ahead.ended or asked) - ahead.started
 
-    def reset_ahead(self, **row: Any) -> None:
+    def reset_ahead(self, /, **row: Any) -> None:
         """Begins what `reset` with the same row will return or raise, in a thread. There must be no call between."""
         before, self._ahead = self._ahead, _ResetAhead(row)
         Thread(target=self._work_ahead, args=[self._ahead, before], name="environment reset", daemon=True).start()
@@ -117,14 +118,16 @@ class EnvironmentHandle:
         Raises:
             EpisodeRestarted: the episode had to begin anew.
         """
-        result = self._retried(partial(self._continued, "step", action))
-        if self._options.retries:
-            self._played.append((action, _seen(result)))
+        with self._playing:
+            result = self._retried(partial(self._continued, "step", action))
+            if self._options.retries:
+                self._played.append((action, _seen(result)))
         return result
 
     def reward(self) -> float:
         """The final reward of a tool-style environment."""
-        return self._retried(partial(self._continued, "reward"))
+        with self._playing:
+            return self._retried(partial(self._continued, "reward"))
 
     def close(self) -> None:
         """Closes the environment and ends its worker; the next `reset` starts another.
@@ -150,11 +153,12 @@ class EnvironmentHandle:
             ahead.answer.set_result(answer)
 
     def _reset(self, row: dict[str, Any]) -> Any:
-        self._row, self._first, self._played, self.retries = row, None, [], 0
-        if self._options.max_episodes is not None and self._episodes >= self._options.max_episodes:
-            self._end_worker()
-        self._first = self._retried(self._begin)
-        return self._first
+        with self._playing:
+            self._row, self._first, self._played, self.retries = row, None, [], 0
+            if self._options.max_episodes is not None and self._episodes >= self._options.max_episodes:
+                self._end_worker()
+            self._first = self._retried(self._begin)
+            return self._first
 
     def _end_worker(self) -> None:
         worker, self._worker = self._worker, None

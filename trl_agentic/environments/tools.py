@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -24,7 +25,7 @@ class ToolEnvironment:
         instance (`Any`):
             Object with a `reset` method, whose other public methods are the tools. `get_reward()`, `tasks()`,
             `close()` and `finish(answer) -> StepResult` are optional and no tools: `finish` gets the text of the turn
-            without a call, and what it returns is that turn's reward and `info`.
+            without a call, and what it returns is that turn's reward and `info`; the episode ends with it.
         tokenizer (`PreTrainedTokenizerBase`):
             Tokenizer that parses the model's tool calls; TRL's `add_response_schema` must know its chat template.
         chat_template_kwargs (`dict`, *optional*):
@@ -65,7 +66,7 @@ class ToolEnvironment:
         """The methods that the chat template lists."""
         return list(self._tools.values())
 
-    def reset(self, **row: Any) -> str:
+    def reset(self, /, **row: Any) -> str:
         """Resets the instance; what it returns, if anything, is appended to the last user message."""
         return self.instance.reset(**row) or ""
 
@@ -95,11 +96,11 @@ class ToolEnvironment:
         if callable(getattr(self.instance, "close", None)):
             self.instance.close()
 
-    def _finish(self, answer: str) -> StepResult:
+    def _finish(self, answer: str) -> Any:
         if not callable(getattr(self.instance, "finish", None)):
             return StepResult(observation="", terminated=True)
-        result: StepResult = self.instance.finish(answer)
-        return result
+        result = self.instance.finish(answer)
+        return replace(result, terminated=True) if isinstance(result, StepResult) else result
 
     def _call(self, function: dict[str, Any]) -> tuple[str, bool]:
         name, arguments = function["name"], function.get("arguments") or {}

@@ -48,7 +48,7 @@ class WorkerDied(EnvironmentFailed):
 class Worker(Protocol):
     """Holds one environment."""
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """Calls a method of the environment and returns its answer, or raises what it raised."""
         ...
 
@@ -79,13 +79,16 @@ class ThreadWorker:
         self.instance: Any = None
         threading.Thread(target=self._serve, name="environment", daemon=True).start()
         try:
-            self.call("", allowance=_START_ALLOWANCE)
+            self._answer("", (), {}, _START_ALLOWANCE)
         except Exception:
             self.close()
             raise
 
-    def call(self, method: str, *args: Any, allowance: int = 1, **kwargs: Any) -> Any:
+    def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """See [`Worker`]."""
+        return self._answer(method, args, kwargs, 1)
+
+    def _answer(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], allowance: int) -> Any:
         answer: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
         self._calls.put((method, args, kwargs, answer))
         seconds = None if self._timeout is None else self._timeout * allowance
@@ -171,7 +174,7 @@ class ProcessWorker:
         """Number of the process."""
         return self._process.pid
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """See [`Worker`]."""
         with contextlib.suppress(BrokenPipeError):  # `_answer` says that it died
             self._pipe.send((method, args, kwargs))
@@ -205,13 +208,12 @@ class ProcessWorker:
         return value
 
     def _kill(self) -> None:
-        """Ends the process and what it started."""
+        """Ends the process and what it started, which may have outlived it."""
         self._pipe.close()
-        if self._process.is_alive():
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except (AttributeError, OSError):  # no process groups here, or it does not lead one yet
-                self._process.kill()
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except (AttributeError, OSError):  # no process groups here, nobody left, or it does not lead one yet
+            self._process.kill()
         self._process.join()
 
 
@@ -255,6 +257,9 @@ def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
+        with contextlib.suppress(AttributeError, OSError):
+            if os.getpgrp() == os.getpid():
+                os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
 

@@ -224,7 +224,7 @@ class _Play:
         if self._on_done is not None:
             self._on_done(1)
 
-    def _call(self, rollout: _Rollout, method: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def _call(self, rollout: _Rollout, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         """Has the environment work in a thread."""
 
         def call() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
 import sys
@@ -14,6 +15,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -331,6 +333,7 @@ class AgenticTrainer(GRPOTrainer):
         """Checks what the servers serve, and joins those beside the first, which TRL joined, for weight transfer."""
         urls = server_urls(self.args)
         self._server_starts = [self._server_start(url) for url in urls]
+        self._sending = Lock()
         if not self.accelerator.is_main_process:
             self._vllm_clients = [None] * len(urls)
             return
@@ -364,6 +367,7 @@ class AgenticTrainer(GRPOTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in TRL. At SIGTERM or SIGINT it saves a checkpoint after the current step and exits with code 0."""
+        self._last_loaded_step = -1  # the weights need not be those that vLLM has of this step
         with self._stop_on_signal.listening(self.args.output_dir):
             try:
                 return super().train(*args, **kwargs)
@@ -372,6 +376,10 @@ class AgenticTrainer(GRPOTrainer):
                     self._ahead.give_up()
                     self._ahead = None
                 self.environment_pool.free()
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._last_loaded_step = -1
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if not self.args.save_only_model:
@@ -493,10 +501,26 @@ class AgenticTrainer(GRPOTrainer):
             self.hub_model_id or model_name or Path(self.args.output_dir).name,
             [self.environment_pool.facts(name) for name in self._trained_on],
             evaluations,
+            self._evaluation_settings(),
             sys.argv,
             policy.config._name_or_path,
             is_peft_model(policy),
         )
+
+    def _evaluation_settings(self) -> list[str]:
+        """Arguments of `trl-agentic evaluate` that play as this run's evaluations do."""
+        told: dict[str, Any] = {
+            "max_turns": self.args.max_turns,
+            "max_turn_tokens": self.args.max_turn_tokens,
+            "temperature": self.temperature if self.args.eval_temperature is None else self.args.eval_temperature,
+        }
+        if self.args.top_p != 1.0:
+            told["top_p"] = self.args.top_p
+        if self.args.context == "window":
+            told["history_length"] = self.args.history_length
+        if self.args.chat_template_kwargs:
+            told["chat_template_kwargs"] = json.dumps(self.args.chat_template_kwargs)
+        return [word for name, value in told.items() for word in (f"--{name}", str(value))]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in TRL; metrics of episodes and of our loss are means over all since the last log, not means of means."""
@@ -648,26 +672,30 @@ class AgenticTrainer(GRPOTrainer):
         self.vllm_generation.vllm_client = client
         self.vllm_generation.sync_weights()
 
-    def _server_start(self, url: str) -> float | None:
+    def _server_start(self, url: str) -> float:
         return server_start(url, self.args, _name_of(self.model))
 
     @torch.no_grad()
     def _welcome_back(self, url: str) -> None:
         """A server broke off a request and answers again: if it was started anew, it gets the weights."""
         i = server_urls(self.args).index(url)
-        if self._server_start(url) != self._server_starts[i]:
-            self._send_weights_to(i)
-            self.vllm_generation.vllm_client = self._vllm_clients[0]
+        with self._sending:  # another server may come back at the same time
+            if self._server_start(url) != self._server_starts[i]:
+                self._send_weights_to(i)
+                self.vllm_generation.vllm_client = self._vllm_clients[0]
 
     def _check_servers(self) -> None:
         """Fails if a server was started anew between two requests, and so sampled with other weights."""
-        for url, start in zip(server_urls(self.args), self._server_starts, strict=True):
-            if self._server_start(url) != start:
-                raise RuntimeError(
-                    f"The vLLM server at {url} was started anew during the rollouts, and sampled with the weights of "
-                    "its checkpoint. Nothing was trained on them: go on from the last checkpoint "
-                    "(`resume_from_checkpoint`)."
-                )
+        for url in server_urls(self.args):
+            self._check_server(url)
+
+    def _check_server(self, url: str) -> None:
+        if self._server_start(url) != self._server_starts[server_urls(self.args).index(url)]:
+            raise RuntimeError(
+                f"The vLLM server at {url} was started anew during the rollouts, and has the weights of its "
+                "checkpoint. Nothing was trained on what it sampled: go on from the last checkpoint "
+                "(`resume_from_checkpoint`)."
+            )
 
     def _vllm_engine(self, sampling: Sampling) -> VLLMServerEngine | VLLMColocateEngine:
         extra = dict(self.args.generation_kwargs or {})
@@ -680,15 +708,16 @@ class AgenticTrainer(GRPOTrainer):
             # With several processes, sending weights is the work of all of them, which are busy with their rollouts;
             # and beside the training they are not those that sampled.
             may_send = self.accelerator.num_processes == 1 and not self.args.rollout_ahead
-            on_return = self._welcome_back if may_send else None
+            on_return = self._welcome_back if may_send else self._check_server
             patience = self.args.vllm_server_timeout
             return VLLMServerEngine(
                 urls, name, self.eos_token_ids, sampling, extra, step, patience=patience, on_return=on_return
             )
-        if regex is not None:
+        structured = {"regex": regex} if regex is not None else extra.get("structured_outputs")
+        if isinstance(structured, dict):
             from vllm.sampling_params import StructuredOutputsParams
 
-            extra["structured_outputs"] = StructuredOutputsParams(regex=regex)
+            extra["structured_outputs"] = StructuredOutputsParams(**structured)
         group = self.vllm_generation.tp_group if self.vllm_tensor_parallel_size > 1 else None
         return VLLMColocateEngine(self.vllm_generation.llm, self.eos_token_ids, sampling, extra, step, group)
 
@@ -706,6 +735,8 @@ class AgenticTrainer(GRPOTrainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """As in transformers. What comes after these batches can be read before its time."""
+        if not self.args.prefetch_resets and not self.args.rollout_ahead:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._lookahead.source is not epoch_iterator:
             self._lookahead = Lookahead(epoch_iterator)
         return super().get_batch_samples(self._lookahead, num_batches, device)

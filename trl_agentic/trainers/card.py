@@ -51,6 +51,7 @@ def complete_card(
     repo: str,
     environments: Sequence[EnvironmentFacts],
     evaluations: Sequence[Evaluation],
+    settings: Sequence[str],
     command: Sequence[str],
     base_model: str,
     is_adapter: bool,
@@ -62,6 +63,7 @@ def complete_card(
         repo: id of the repository, or name of the model.
         environments: where the policy was trained.
         evaluations: of several sets of tasks, or at several moments; the last one goes into the metadata.
+        settings: arguments of `trl-agentic evaluate` for prompts and sampling like those of the run's evaluations.
         command: what started the run, as words.
         base_model: Hub id or folder of the policy that training began with.
         is_adapter: whether the model is an adapter on it.
@@ -80,8 +82,7 @@ def complete_card(
         f"# {repo.split('/')[-1]}",
         _introduction(data.get("base_model"), base_model, environments, is_adapter),
         *(["## Evaluation", _table(evaluations)] if evaluations else []),
-        "Evaluate it with",
-        _shell(f"trl-agentic evaluate {repo} --environment {where.arguments} --output_dir evaluation"),
+        *(_evaluate_it(repo, where.arguments, settings) if where.arguments else []),
         procedure.strip(),
         "The command was",
         _shell(shlex.join(command)),
@@ -101,6 +102,11 @@ def _introduction(
         f"This model is {what} {base}, trained on {played} over many turns an episode, with trl-agentic on "
         "[TRL](https://github.com/huggingface/trl)."
     )
+
+
+def _evaluate_it(repo: str, environment: str, settings: Sequence[str]) -> list[str]:
+    words = f"trl-agentic evaluate {repo} --environment {environment} {shlex.join(settings)} --output_dir evaluation"
+    return ["Evaluate it with", _shell(words)]
 
 
 def _shell(command: str) -> str:

@@ -251,6 +251,11 @@ class AgenticConfig(GRPOConfig):
         ):
             if getattr(self, name) != off and not (name == "generation_kwargs" and self.use_vllm):
                 raise ValueError(f"`{name}` is not supported: leave it at {off!r}. {instead}")
+        for name in sorted({"max_tokens", "seed", "n"} & set(self.generation_kwargs or {})):
+            raise ValueError(
+                f"`generation_kwargs` must not set `{name}`: a turn is sampled once, has `max_turn_tokens`, and a "
+                "seed made from `seed`."
+            )
         if self.accelerator_config.split_batches:
             raise ValueError(
                 "`accelerator_config.split_batches` is not supported: leave it at False. A batch is "

@@ -29,12 +29,13 @@ class EnvironmentFacts:
     Attributes:
         name: name of its class.
         split: its attribute `split`, `None` if it has none.
-        arguments: what `trl-agentic evaluate --environment` takes to make it.
+        arguments: what `trl-agentic evaluate --environment` takes to make it; `None` if that cannot: it is tool-style,
+            or its class is not at the top of a module that others can import.
     """
 
     name: str
     split: str | None
-    arguments: str
+    arguments: str | None
 
     @property
     def tag(self) -> str:
@@ -102,10 +103,11 @@ class EnvironmentPool:
         """What can be told of the environment of that name. Arguments are those of a `partial`."""
         probe, factory = self._probes[name], self._factories[name]
         kind = type(probe)
-        facts = EnvironmentFacts(
-            kind.__name__, getattr(probe, "split", None), f"{kind.__module__}:{kind.__qualname__}"
-        )
-        own = facts.tag if kind.__module__.startswith("trl_agentic.environments.") else facts.arguments
+        facts = EnvironmentFacts(kind.__name__, getattr(probe, "split", None), None)
+        if _is_tool_style(probe) or kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
+            return facts
+        is_ours = kind.__module__.startswith("trl_agentic.environments.")
+        own = facts.tag if is_ours else f"{kind.__module__}:{kind.__qualname__}"
         options = factory.keywords if isinstance(factory, partial) else {}
         told = {key: value for key, value in options.items() if isinstance(value, str | int | float)}
         words = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in told.items()]

@@ -60,9 +60,9 @@ def served_models(urls: list[str]) -> list[dict[str, Any]]:
     return [_get(f"{url}/v1/models").json()["data"][0] for url in urls]
 
 
-def server_start(url: str, args: AgenticConfig, model: str) -> float | None:
-    """When a server's process began, in seconds since 1970; `None` if it does not tell. Another time than before means
-    that it was started anew, with the weights of its checkpoint.
+def server_start(url: str, args: AgenticConfig, model: str) -> float:
+    """When a server's process began, in seconds since 1970. Another time than before means that it was started anew,
+    with the weights of its checkpoint.
 
     Args:
         url: its base URL.
@@ -71,12 +71,18 @@ def server_start(url: str, args: AgenticConfig, model: str) -> float | None:
 
     Raises:
         ConnectionError: it does not answer within `vllm_server_timeout` seconds.
+        ValueError: it does not tell.
     """
-    _wait_until_up(url, args.vllm_server_timeout, _line(url, args, model))
-    for line in _get(f"{url}/metrics").text.splitlines():
-        if line.startswith("process_start_time_seconds"):
-            return float(line.split()[-1])
-    return None
+    line = _line(url, args, model)
+    _wait_until_up(url, args.vllm_server_timeout, line)
+    for metric in _get(f"{url}/metrics").text.splitlines():
+        if metric.startswith("process_start_time_seconds"):
+            return float(metric.split()[-1])
+    raise ValueError(
+        f"The vLLM server at {url} does not tell when it was started (no process_start_time_seconds in its /metrics), "
+        "so that it could lose the weights that it was sent unseen. Servers with several API servers do not. Start it "
+        f"with:\n{line}"
+    )
 
 
 def check_served_model(

@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv (`Sequence[str]`, *optional*): arguments, as [`build_parser`] reads them; those of the process if `None`.
     """
-    parser = build_parser()
+    parser = build_parser("trl-agentic retriever")
     arguments = parser.parse_args(argv)
     try:
         retriever = build_retriever(arguments)

@@ -21,7 +21,7 @@ class VLLMServerEngine:
     The turns of a rollout go to the same server, where its context is in the prefix cache. Nothing here is a
     collective operation: processes that share a server may take different numbers of turns. A request that fails with
     status 500 to 504 is sent again. If a connection fails, the server may have lost the weights that it was sent: its
-    requests wait until it answers and `on_return` has seen to them, and are sent again then.
+    requests, new ones too, wait until it answers and `on_return` has seen to them, and are sent then.
 
     Args:
         urls (`list[str]`):
@@ -43,8 +43,8 @@ class VLLMServerEngine:
         patience (`float`, *optional*, defaults to `240.0`):
             Seconds to wait for a server that does not answer.
         on_return (`Callable[[str], None]`, *optional*):
-            Called with the base URL of a server that answers again, in another thread, before it gets a request. If
-            `None`, a connection that fails ends the rollouts.
+            Called with the base URL of a server that answers again, in another thread, before it gets a request; an
+            error ends the rollouts. If `None`, a connection that fails ends them.
     """
 
     def __init__(
@@ -127,6 +127,8 @@ class VLLMServerEngine:
             raise RuntimeError(f"The vLLM server at {url} answered {response.status_code}: {response.text[:2000]}")
         answer = response.json()
         choice = answer["choices"][0]
+        if choice.get("finish_reason") == "abort":
+            raise RuntimeError(f"The vLLM server at {url} was told to abort a request, so that its turn is cut off.")
         ids = choice["token_ids"]
         logprobs = [math.nan if value is None else value for value in choice["logprobs"]["token_logprobs"]]
         details = (answer.get("usage") or {}).get("prompt_tokens_details") or {}
@@ -141,19 +143,21 @@ class VLLMServerEngine:
     def _post(self, server: int, body: dict[str, Any]) -> Any:
         import requests
 
-        while True:
-            returns = self._returns[server]
+        for left in reversed(range(self._attempts)):
+            with self._locks[server]:  # somebody may be bringing it back
+                returns = self._returns[server]
             try:
                 return self._session.post(f"{self._urls[server]}/v1/completions", json=body, timeout=_TIMEOUT)
             except requests.ConnectionError as error:
                 with self._locks[server]:
                     if self._returns[server] == returns:  # the first to notice
-                        self._bring_back(server, error)
+                        self._bring_back(server, error, left)
                         self._returns[server] += 1
+        raise AssertionError("the last attempt returns or raises")
 
-    def _bring_back(self, server: int, error: Exception) -> None:
+    def _bring_back(self, server: int, error: Exception, left: int) -> None:
         url = self._urls[server]
-        if self._on_return is None or self._returns[server] >= self._attempts:
+        if self._on_return is None or left == 0:
             raise ConnectionError(
                 f"The vLLM server at {url} broke off a request. It may have lost the weights that it was sent. Once "
                 "it is back, go on from the last checkpoint (`resume_from_checkpoint`)."
