@@ -3,27 +3,60 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from trl import ModelConfig
 
 from trl_agentic import AgenticConfig, AgenticTrainer, Trajectory
-from trl_agentic.evaluation import SuccessRate, markdown_table, save_trajectories, success_by_task_type
+from trl_agentic.evaluation import (
+    SuccessRate,
+    load_records,
+    markdown_table,
+    recorded_trajectory,
+    save_trajectories,
+    success_by_task_type,
+)
 from trl_agentic.viewer import plot_learning_curve
 
 
-class EvaluateBefore(TrainerCallback):
-    """Evaluates when training begins: with several processes the model is sharded by then, and not earlier."""
+logger = logging.getLogger(__name__)
 
-    def __init__(self, evaluate: Callable[[], None]):
-        self.evaluate = evaluate
+
+class EvaluateBefore(TrainerCallback):
+    """Evaluates when training begins: with several processes the model is sharded by then, and not earlier.
+
+    Args:
+        evaluate: does it.
+        saved: where it leaves its rollouts. A run that goes on from a checkpoint, whose policy is no longer that of
+            before, has them from there.
+        read: takes them, in every process.
+    """
+
+    def __init__(self, evaluate: Callable[[], None], saved: Path, read: Callable[[list[Trajectory]], None]):
+        self.evaluate, self.saved, self.read = evaluate, saved, read
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.evaluate()
+        if state.global_step == 0:
+            self.evaluate()
+            return
+        played = [recorded_trajectory(record) for record in load_records(self.saved)] if self.saved.exists() else None
+        found = broadcast_object_list([played])[0]  # it may be on the first process's disk only
+        if found is None:
+            logger.warning(
+                "%s is not there: what this run tells of its policy before training is that of the checkpoint at "
+                "step %d.",
+                self.saved,
+                state.global_step,
+            )
+            self.evaluate()
+        else:
+            self.read(found)
 
 
 def model_init_kwargs(model: ModelConfig) -> dict[str, Any]:
@@ -49,7 +82,7 @@ def train_and_evaluate(
     measure: str,
     ceiling: dict[str, float] | None = None,
 ) -> None:
-    """Trains, and evaluates before and after.
+    """Trains, and evaluates before and after. A run that goes on from a checkpoint keeps its evaluation of before.
 
     Leaves in `output_dir` the model with its card, the trainer's state, the trajectories of both evaluations,
     `results.json` (moment, task type, successes and rollouts) and `learning_curve.png`; where the environment gives
@@ -67,21 +100,30 @@ def train_and_evaluate(
     title = f"{trainer._name} on {name}"
     is_main = trainer.accelerator.is_main_process
     results: dict[str, dict[str, SuccessRate]] = {}
+    steps = {"before": 0}
     scores: dict[str, Any] = {"ceiling": ceiling} if ceiling else {}
 
     def evaluate(moment: str) -> None:
+        steps[moment] = trainer.state.global_step
         trajectories = trainer.rollout(rows, batch_size=training.per_device_eval_batch_size)
+        if is_main:
+            out.mkdir(parents=True, exist_ok=True)
+            save_trajectories(saved(moment), trajectories)
+        note(moment, trajectories)
+
+    def note(moment: str, trajectories: list[Trajectory]) -> None:
         trainer.record_evaluation(f"{moment} training", trajectories, rows[0].get("environment"))
         results[moment] = success_by_task_type(trajectories)
         if is_main:
-            out.mkdir(parents=True, exist_ok=True)
-            save_trajectories(out / f"trajectories_{moment}.parquet", trajectories)
             print(f"{measure} on {len(rows)} held-out tasks, {moment}: {results[moment]['All']}", flush=True)
         score = mean_score(trajectories)
         if score is not None:
             scores[moment] = score
 
-    trainer.add_callback(EvaluateBefore(partial(evaluate, "before")))
+    def saved(moment: str) -> Path:
+        return out / f"trajectories_{moment}.parquet"
+
+    trainer.add_callback(EvaluateBefore(partial(evaluate, "before"), saved("before"), partial(note, "before")))
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()
@@ -95,7 +137,7 @@ def train_and_evaluate(
         (out / "results.json").write_text(json.dumps(rates, indent=2) + "\n")
         if scores:
             (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-        evaluations = {0: results["before"]["All"].rate, trainer.state.global_step: results["after"]["All"].rate}
+        evaluations = {steps[moment]: table["All"].rate for moment, table in results.items()}
         plot_learning_curve(
             trainer.state.log_history, out / "learning_curve.png", evaluations=evaluations, title=title
         )

@@ -42,6 +42,13 @@ def test_the_console_script_is_declared():
     assert "trl-agentic = trl_agentic.cli:main" in config["options.entry_points"]["console_scripts"]
 
 
+def test_an_environment_in_a_file_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "own_corridor.py").write_text("from tests.toys import Corridor\n\n\nclass Own(Corridor):\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    assert type(environment_factory("own_corridor:Own")()).__name__ == "Own"
+
+
 def test_a_command_may_have_two_words(monkeypatch: pytest.MonkeyPatch):
     seen: list[list[str]] = []
     monkeypatch.setitem(cli.COMMANDS, "shop serve", (f"{__name__}:remember", "a test"))

@@ -27,6 +27,7 @@ from pathlib import Path
 import pytest
 
 import trl_agentic
+from trl_agentic import cli
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,6 +106,8 @@ def test_commands_name_what_exists(block: Block):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for command in commands(block.body):
         words = [word for word in shlex.split(command, comments=True) if not re.fullmatch(r"[A-Z_]+=.*", word)]
+        if words[0] == "trl-agentic":
+            assert words[1] in cli.COMMANDS or " ".join(words[1:3]) in cli.COMMANDS, f"no such command: {command}"
         if words[0] == "make":
             assert set(words[1:]) <= targets, f"no such target: {command}"
         for option, value in zip(words, words[1:], strict=False):

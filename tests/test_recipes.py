@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +18,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, TrlParser
 
-from trl_agentic import A2TGPOConfig, GAGPOConfig
+from tests.toys import Corridor
+from tests.trainers.small import small_config, tasks
+from trl_agentic import A2TGPOConfig, GAGPOConfig, GAGPOTrainer
 from trl_agentic.environments.search import BM25Retriever, HTTPRetriever, RetrievalServer
 
 
@@ -155,6 +157,38 @@ def test_search_demonstrations(recipe: Any):
         entity = episode[0].observation.split(" of ")[-1].removesuffix(".")
         assert f"1. {entity} " in episode[-1].observation
         assert episode[-1].answer.removeprefix("answer ") in episode[-1].observation
+
+
+def test_a_run_that_goes_on_keeps_its_evaluation_of_before(recipe: Any, tiny_model_dir: Any, tmp_path: Path):
+    def run(steps: int, **changes: Any) -> GAGPOTrainer:
+        args = small_config(GAGPOConfig, tmp_path, max_steps=steps, save_strategy="steps", save_steps=1, **changes)
+        trainer = GAGPOTrainer(str(tiny_model_dir()), args=args, train_dataset=tasks(), environment_factory=Corridor)
+        recipe("before_after").train_and_evaluate(trainer, list(tasks(4)), "corridors", "Out")
+        return trainer
+
+    run(1)
+    before = (tmp_path / "trajectories_before.parquet").read_bytes()
+    results = json.loads((tmp_path / "results.json").read_text())
+    trainer = run(2, resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert trainer.state.global_step == 2
+    assert (tmp_path / "trajectories_before.parquet").read_bytes() == before
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert again["before"] == results["before"] and again["after"]["All"][1] == 4
+    assert "| task type | before training: `Corridor` | after training: `Corridor` |" in (
+        tmp_path / "README.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_a_run_that_goes_on_elsewhere_says_whose_evaluation_it_tells(
+    recipe: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    evaluated: list[str] = []
+    callback = recipe("before_after").EvaluateBefore(
+        lambda: evaluated.append("played"), tmp_path / "none.parquet", evaluated.extend
+    )
+    callback.on_train_begin(None, SimpleNamespace(global_step=5), None)
+    assert evaluated == ["played"]
+    assert "none.parquet is not there" in caplog.text and "the checkpoint at step 5" in caplog.text
 
 
 @pytest.mark.parametrize("size", ["1.5b", "7b"])

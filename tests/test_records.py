@@ -14,6 +14,7 @@ from trl_agentic.records import (
     CREDIT_COLUMNS,
     SCHEMA,
     load_records,
+    recorded_trajectory,
     save_records,
     save_trajectories,
     trajectory_files,
@@ -54,6 +55,15 @@ def test_a_file_holds_what_was_played_and_null_for_the_rest(tmp_path: Path):
              "action_tokens": 7, "cut": True} | nothing,
         ],
     }  # fmt: skip
+
+
+def test_a_trajectory_can_be_had_again(tmp_path: Path):
+    failed = Trajectory({"game": 5}, [], StopReason.ERROR, error="the corridor collapsed")
+    save_trajectories(tmp_path / "a.parquet", [trajectory(), failed])
+    records = load_records(tmp_path / "a.parquet")
+    again = [recorded_trajectory(record) for record in records]
+    assert [trajectory_record(played) for played in again] == records
+    assert (again[0].success, again[0].score, again[0].task_type) == (True, 0.75, "Pick")
 
 
 def test_credit_is_kept_a_value_a_turn_and_nan_is_none(tmp_path: Path):

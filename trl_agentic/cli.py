@@ -16,6 +16,7 @@ COMMANDS = {
     "view": ("trl_agentic.viewer.command:view", "saved trajectories as one HTML page"),
     "plot": ("trl_agentic.viewer.command:plot", "learning curves of runs"),
     "webshop serve": ("trl_agentic.environments.webshop.serve:main", "the shop as web pages, to play by hand"),
+    "retriever": ("trl_agentic.environments.search.server:main", "a search server in the form of Search-R1's"),
     "serve": ("trl_agentic.serving:main", "a vLLM server that a trainer can send weights to"),
     "env": ("trl_agentic.installation:main", "versions, and what can be used here"),
 }

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-from trl_agentic.types import Trajectory
+from trl_agentic.types import StopReason, Trajectory, Turn
 
 
 CREDIT_COLUMNS = (
@@ -108,6 +108,34 @@ def trajectory_record(
         **columns,
     }
     return {name: known.get(name) for name in SCHEMA.names}
+
+
+def recorded_trajectory(record: Mapping[str, Any]) -> Trajectory:
+    """The trajectory of a record of [`trajectory_record`], without its tokens and what only the trainer knew."""
+    turns = [
+        Turn(
+            [],
+            [],
+            None,
+            turn["action"],
+            turn["observation"],
+            turn["anchor_state"],
+            reward=turn["reward"],
+            cut=turn["cut"],
+            info={name: turn[name] for name in ("is_action_valid", "action_tokens") if turn[name] is not None},
+        )
+        for turn in record["turns"]
+    ]
+    if turns:
+        turns[-1].info |= {name: record[name] for name in ("score", "task_type") if record[name] is not None}
+    return Trajectory(
+        task=json.loads(record["task"]),
+        turns=turns,
+        stop_reason=StopReason(record["stop_reason"]),
+        final_observation=record["final_observation"],
+        success=record["success"],
+        error=record["error"],
+    )
 
 
 def save_trajectories(path: str | PathLike[str], trajectories: Sequence[Trajectory]) -> None:

@@ -6,6 +6,7 @@ import argparse
 import inspect
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -101,7 +102,7 @@ def environment_factory(name: str, *options: str) -> Callable[[], Any]:
     """The factory that `--environment` names.
 
     Args:
-        name: one of `ENVIRONMENTS`, or `MODULE:CALLABLE`.
+        name: one of `ENVIRONMENTS`, or `MODULE:CALLABLE`; the module may be a file of the current folder.
         *options: `KEY=VALUE`, keyword arguments of the callable. A value that is JSON is read as such.
 
     Raises:
@@ -110,6 +111,8 @@ def environment_factory(name: str, *options: str) -> Callable[[], Any]:
     module, colon, attribute = ENVIRONMENTS.get(name, name).partition(":")
     if not colon:
         raise ValueError(f"--environment must be {', '.join(ENVIRONMENTS)} or MODULE:CALLABLE, got {name!r}.")
+    if os.getcwd() not in sys.path:  # a console script does not look there, `python -m` does
+        sys.path.insert(0, os.getcwd())
     try:
         make = getattr(import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
