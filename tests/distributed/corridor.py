@@ -113,16 +113,19 @@ def train(model: str, args: AgenticConfig, processes: int, lengths: tuple[int, .
 
 
 def run(model: str, output_dir: Path, processes: int, **changes: Any) -> dict[str, Any]:
-    """Trains, then plays five more episodes. Returns what the process ends with."""
+    """Trains, then evaluates and plays five more episodes. Returns what the process ends with."""
     lengths = {"lengths": changes.pop("lengths")} if "lengths" in changes else {}
     trainer = train(model, config(output_dir, processes, **changes), processes, **lengths)
-    played = trainer.rollout([{"length": 1 + i % 3} for i in range(5)], seed=1, batch_size=2)
+    trained = {"advantages": trainer.recorded, "tokens": trainer.tokens, "log": [*trainer.state.log_history]}
+    rows = [{"length": 1 + i % 3, "ground_truth": "the exit"} for i in range(5)]
+    trainer.evaluate(Dataset.from_list(rows))
+    evaluated = {name: x for name, x in trainer.state.log_history[-1].items() if name.startswith("eval_episode/")}
+    played = trainer.rollout(rows, seed=1, batch_size=2)
     return {
         "world": trainer.accelerator.num_processes,
-        "advantages": trainer.recorded,
-        "tokens": trainer.tokens,
         "parameters": parameters(trainer),
-        "log": trainer.state.log_history,
+        **trained,
+        "evaluated": evaluated,
         "rollouts": [[turn.action_ids for turn in t.turns] for t in played],
     }
 

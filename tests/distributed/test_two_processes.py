@@ -65,6 +65,8 @@ def test_two_processes_train_as_one_does(tiny_model_dir: Callable[..., Path], tm
             assert rank[name]["world"] == 2
             assert_equal_runs(rank[name], expected, name)
             assert rank[name]["rollouts"] == expected["rollouts"]
+            assert len(expected["evaluated"]) > 10
+            assert rank[name]["evaluated"] == pytest.approx(expected["evaluated"], abs=1e-6)  # each row once
         assert_equal_logs(two[0][name], expected, name)
         tokens = [rank[name]["tokens"] for rank in two]
         assert sum(tokens) == expected["tokens"]

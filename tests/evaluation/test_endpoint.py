@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -27,6 +28,7 @@ class Server:
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.retry_after: list[str] = []  # of the next answers
         self.reply: Reply = lambda body: (200, completion("go"))
         outer = self
 
@@ -39,6 +41,8 @@ class Server:
                 data = json.dumps(value).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
+                if outer.retry_after:
+                    self.send_header("Retry-After", outer.retry_after.pop(0))
                 self.end_headers()
                 self.wfile.write(data)
 
@@ -154,3 +158,20 @@ def test_key_and_further_fields_are_sent(server: Server):
     assert server.headers[0]["Authorization"] == "Bearer secret"
     assert server.requests[0]["top_k"] == 3
     assert "top_p" not in server.requests[0]
+
+
+@pytest.mark.parametrize(("seed", "sent"), [(None, [None, None]), (7, [7, 7])])
+def test_a_seed_of_ones_own_or_none(seed: int | None, sent: list[int | None], server: Server):
+    play(server, extra_body={"seed": seed})
+    assert [request.get("seed") for request in server.requests] == sent
+    assert all(("seed" in request) == (seed is not None) for request in server.requests)
+
+
+def test_an_endpoint_is_asked_again_when_it_says(server: Server, monkeypatch: pytest.MonkeyPatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    server.retry_after = ["30", "Wed, 21 Oct 2026 07:28:00 GMT"]
+    server.reply = lambda body: (529, {}) if server.retry_after else (200, completion("go"))
+    [trajectory] = play(server, length=1)
+    assert trajectory.success
+    assert 30 <= pauses[0] <= 37.5 and 0.02 <= pauses[1] <= 0.025

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,35 @@ def test_a_failed_environment_counts_as_not_solved(tmp_path: Path):
     assert "the exit is locked" in failed["error"]
 
 
+class Locked(Corridor):
+    """Fails whenever it is reset for a corridor of length 1."""
+
+    def reset(self, length: int = 2, **row: Any) -> str:
+        if length == 1:
+            raise OSError("the exit is locked")
+        return super().reset(length, **row)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("lengths", [[2, 3, 1], [1, 2, 3], [2, 1, 3]])
+def test_a_task_that_always_fails_costs_itself_alone(lengths: list[int], batch_size: int, tmp_path: Path):
+    """Whether it comes first, or alone in a batch; and it is not played again."""
+    tasks = [{"length": length} for length in lengths]
+    summary = evaluate(Counting(), Locked, tasks, tmp_path, SETTINGS, batch_size=batch_size)
+    assert summary["errors"] == 1 and summary["success"]["All"]["rollouts"] == 3
+    again = Counting()
+    assert evaluate(again, Locked, tasks, tmp_path, SETTINGS, batch_size=batch_size) == summary
+    assert again.played == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_tasks_that_all_fail_one_by_one_are_no_evaluation(count: int, tmp_path: Path):
+    tasks = [{"length": 2}] * count
+    with pytest.raises(RuntimeError, match=r"(?s)All . rollouts of a batch failed.*the floor is gone"):
+        evaluate(Counting(), Broken, tasks, tmp_path, SETTINGS, batch_size=1)
+    assert not any((tmp_path / "rollouts" / "0.jsonl").read_text())
+
+
 def test_an_environment_that_always_fails_ends_the_run(tmp_path: Path):
     with pytest.raises(RuntimeError, match=r"(?s)All 6 rollouts of a batch failed.*the floor is gone"):
         evaluate(Counting(), Broken, Corridor().tasks(), tmp_path, SETTINGS)
@@ -228,7 +258,17 @@ def test_a_window_has_the_prompts_of_the_recipes():
     assert "you did: go\n" in context.renderer(view)[0]["content"]
     arguments.environment = ["tests.toys:Corridor"]
     assert window_of(arguments, environment_factory("tests.toys:Corridor")) == Context(3)
-    arguments.history_length = None
+
+
+def test_a_window_on_alfworld_needs_nothing_of_webshop(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "trl_agentic.environments.webshop", None)
+    arguments = parser().parse_args(["small", "--output_dir", "out", "--history_length", "3"])
+    assert isinstance(window_of(arguments, environment_factory("alfworld")).renderer, ALFWorldPrompt)
+
+
+def test_no_window_was_asked_for():
+    factory = environment_factory("tests.toys:Corridor")
+    arguments = parser().parse_args(["small", "--output_dir", "out"])
     assert window_of(arguments, factory) is FULL
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer
 
@@ -124,6 +125,35 @@ def test_a_history_that_overflows_the_context(tiny_model_dir: Model, tmp_path: P
         construct(tiny_model_dir(), tmp_path, history_length=5, max_context_length=120, **changes)
     construct(tiny_model_dir(), tmp_path, history_length=3, max_context_length=120, **changes)
     construct(tiny_model_dir(), tmp_path, history_length=500, max_context_length=250, **changes)  # has nine turns
+
+
+def test_how_long_rendered_prompts_are_is_the_renderers_business(tiny_model_dir: Model, tmp_path: Path):
+    """It need not show whole answers."""
+    changes = {
+        "context": "window",
+        "history_length": 5,
+        "max_context_length": 120,
+        "max_turn_tokens": 20,
+        "max_turns": 9,
+    }
+    construct(
+        tiny_model_dir(), tmp_path, prompt_renderer=lambda view: [{"role": "user", "content": view.observation}],
+        max_completion_length=400, **changes,
+    )  # fmt: skip
+
+
+def test_clip_ranges_that_the_loss_would_not_see(tiny_model_dir: Model, tmp_path: Path):
+    class Wide(AgenticTrainer):
+        def turn_clip_scales(self, batch: Any) -> Any:
+            return torch.ones_like(batch.rewards)
+
+    def wide(**changes: Any) -> Wide:
+        args = small_config(AgenticConfig, tmp_path, **changes)
+        return Wide(str(tiny_model_dir()), args=args, train_dataset=tasks(), environment_factory=Corridor)
+
+    with pytest.raises(ValueError, match="`Wide.turn_clip_scales` has no say in TRL's loss.*`loss_type='turn'`"):
+        wide()
+    wide(importance_sampling_level="turn", loss_type="dapo")
 
 
 def test_a_renderer_needs_the_window(tiny_model_dir: Model, tmp_path: Path):
@@ -342,7 +372,8 @@ def test_reward_weights_for_other_functions(tiny_model_dir: Model, tmp_path: Pat
         (A2TGPOConfig, {"information_gain_tokens": 0}, "`information_gain_tokens` must be at least 1"),
         (A2TGPOConfig, {"penalty_in_return": False}, "`penalty_in_return` must be True: A2TGPO"),
         (A2TGPOConfig, {"scale_rewards": "none"}, "`scale_rewards` has no effect on this rule"),
-        (A2TGPOConfig, {"loss_type": "bnpo"}, "`loss_type='bnpo'` has no form that fits `importance_sampling_level='"),
+        (A2TGPOConfig, {"loss_type": "bnpo"}, "`loss_type='bnpo'` has no form that fits the clip ranges of A2"),
+        (A2TGPOConfig, {"delta": 2.0}, "`delta` is not supported with the clip ranges .* ratio. Leave it at None.$"),
         (IGPOConfig, {"gamma": -0.5}, r"`gamma` must lie in \[0, 1\], got -0.5"),
         (IGPOConfig, {"normalization": "both"}, "`normalization` must be one of joint, separate, got 'both'"),
         (IGPOConfig, {"penalty_in_return": False}, "`penalty_in_return` must be True: IGPO"),

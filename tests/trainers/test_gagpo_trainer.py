@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from tests.toys import Corridor
+from tests.toys import Corridor, OneTurn
 from tests.trainers.small import TRAINERS, history, parameters, small_config, tasks
 from trl_agentic import (
     GAGPOConfig,
@@ -491,3 +491,32 @@ def test_a_lora_adapter_is_trained_and_the_base_is_not(tiny_model_dir: Model, tm
     assert (tmp_path / "checkpoint-3" / "adapter_model.safetensors").is_file()
     loaded = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "checkpoint-3")
     assert {name for name, _ in loaded.named_parameters()} == after.keys()
+
+
+def test_reward_functions_see_an_empty_answer_where_there_was_no_turn(tiny_model_dir: Model, tmp_path: Path):
+    class Locked(Corridor):
+        def reset(self, length: int = 2, **row: Any) -> str:
+            if length == 3:
+                raise OSError("the exit is locked")
+            return super().reset(length, **row)
+
+    def shown(completions: list[Any], **columns: Any) -> list[float]:
+        return [1.0 + len(completion[0]["content"]) for completion in completions]
+
+    rows = Dataset.from_list([{"length": 1 + 2 * (i % 2)} for i in range(6)])
+    options = {"reward_funcs": shown, "train_dataset": rows, "shuffle_dataset": False}  # one of each in a batch
+    trainer = gagpo(tiny_model_dir(), tmp_path, Locked, **options)
+    trainer.train()
+    assert history(trainer, "episode/stop_error") == [0.5] * 3
+    assert all(reward >= 1.0 for reward in history(trainer, "rewards/shown/mean"))
+
+
+def test_a_renderer_may_do_without_observations(tiny_model_dir: Model, tmp_path: Path):
+    """`reset` has nothing to say, and the row has no prompt: only the renderer knows what is read."""
+    args = small_config(GAGPOConfig, tmp_path, context="window")
+    trainer = GAGPOTrainer(
+        str(tiny_model_dir()), args=args, train_dataset=tasks(), environment_factory=OneTurn,
+        prompt_renderer=lambda view: [{"role": "user", "content": f"Walk {view.task['length']}."}],
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step == 3

@@ -69,6 +69,34 @@ def test_a_resumed_run_ends_with_the_same_weights(
         assert torch.equal(parameter, expected[name]), name
 
 
+@pytest.mark.parametrize(
+    ("shape", "step", "changes"),
+    [
+        ("one generation a step", 3, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}),
+        (
+            "a generation for two steps, used twice",
+            5,
+            {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "steps_per_generation": 4},
+        ),
+    ],
+)
+def test_other_batch_sizes_begin_a_generation(
+    shape: str,
+    step: int,
+    changes: dict[str, Any],
+    uninterrupted: Any,
+    tiny_model_dir: Model,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+):
+    """As one does after running out of memory: no update then mixes the rollouts of two policies."""
+    resumed = trainer(tiny_model_dir(), tmp_path, **SHAPES[shape] | changes)
+    resumed.train(resume_from_checkpoint=str(uninterrupted(shape)[0] / f"checkpoint-{step}"))
+    assert resumed.state.global_step == SHAPES[shape]["max_steps"]
+    assert resumed._step == 2 * resumed.state.global_step
+    assert "or with other batch sizes" in caplog.text
+
+
 def test_a_checkpoint_of_other_processes_begins_a_generation(
     uninterrupted: Any, tiny_model_dir: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):

@@ -107,3 +107,16 @@ def test_nothing_is_saved_unless_asked(tiny_model_dir: Callable[..., Path], tmp_
     assert not (tmp_path / "trajectories").exists()
     with pytest.raises(ValueError, match="`save_trajectories_steps` must not be negative, got -1"):
         small_config(AgenticConfig, tmp_path, save_trajectories_steps=-1)
+
+
+def test_the_clip_range_of_a_turn_is_shown_with_its_own_factor(tiny_model_dir: Callable[..., Path], tmp_path: Path):
+    class Wide(GAGPOTrainer):
+        def turn_clip_scales(self, batch: TurnBatch) -> torch.Tensor:
+            return 1.0 + torch.arange(batch.rewards.shape[1]).expand_as(batch.rewards)
+
+    config = small_config(GAGPOConfig, tmp_path, save_trajectories_steps=1, max_steps=1, epsilon=0.25)
+    trainer = Wide(str(tiny_model_dir()), args=config, train_dataset=tasks(), environment_factory=Corridor)
+    trainer.train()
+    for record in load_records(tmp_path / "trajectories"):
+        for k, turn in enumerate(record["turns"], start=1):
+            assert (turn["clip_low"], turn["clip_high"]) == (1 - 0.25 * k, 1 + 0.25 * k)

@@ -65,6 +65,46 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(
         assert torch.equal(parameter, parameters(resumed)[name]), name
 
 
+class Falling(GAGPOTrainer):
+    """Every evaluation is worse than the one before; a signal comes in the second step."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        return {"eval_worth": -float(self.state.global_step)}
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self.state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().training_step(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "load_best_model_at_end": True},
+        {"save_strategy": "best"},
+    ],
+    ids=["a limit of one", "the best alone"],
+)
+def test_the_last_step_is_saved_though_it_is_not_the_best(
+    changes: dict[str, Any], tiny_model_dir: Model, tmp_path: Path
+):
+    best = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "metric_for_best_model": "eval_worth",
+        "greater_is_better": True,
+    }
+    args = small_config(GAGPOConfig, tmp_path, num_generations_eval=1, **best, **changes)
+    run = Falling(
+        str(tiny_model_dir()), args=args, train_dataset=tasks(), eval_dataset=tasks(2), environment_factory=Corridor
+    )
+    with pytest.raises(SystemExit):
+        run.train()
+    assert run.state.global_step == 2 and run.state.best_global_step == 1
+    assert (tmp_path / "checkpoint-2" / "trainer_state.json").is_file()
+    assert (args.save_strategy, args.save_total_limit) == (changes["save_strategy"], changes.get("save_total_limit"))
+
+
 # Disks
 
 

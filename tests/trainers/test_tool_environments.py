@@ -116,6 +116,23 @@ def test_a_reward_that_fails_costs_its_own_rollout(tiny_model_dir: Model, tmp_pa
     assert "the judge is out" in played[2].error and "`get_reward` returned nan" in played[3].error
 
 
+def test_a_tool_whose_service_is_away_costs_the_rollout(tiny_model_dir: Model, tmp_path: Path):
+    class Away(Counter):
+        def add(self, amount: int) -> int:
+            """Adds to the counter.
+
+            Args:
+                amount: how much to add.
+            """
+            if amount == 9:
+                raise ConnectionError("nobody answers")
+            return super().add(amount)
+
+    played = tool_trainer(tiny_model_dir("qwen2"), tmp_path, Away).rollout([{"task": 0}] * 4)
+    assert [t.stop_reason is StopReason.ERROR for t in played] == [False, False, True, False]
+    assert "nobody answers" in played[2].error
+
+
 def test_an_answer_that_the_environment_judges_ends_the_episode(tiny_model_dir: Model, tmp_path: Path):
     class Judge(Counter):
         def finish(self, answer: str) -> StepResult:

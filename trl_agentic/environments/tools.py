@@ -71,7 +71,11 @@ class ToolEnvironment:
         return self.instance.reset(**row) or ""
 
     def step(self, action: str) -> StepResult:
-        """Runs the tool calls of one answer. A call that fails is answered with its error, as TRL does."""
+        """Runs the tool calls of one answer. A call that fails is answered with its error, as TRL does.
+
+        Raises:
+            ConnectionError: what a tool needs is away.
+        """
         from trl.chat_template_utils import parse_response
 
         ids = self._tokenizer(action, add_special_tokens=False)["input_ids"]
@@ -110,6 +114,8 @@ class ToolEnvironment:
             result = self._tools[name](**(json.loads(arguments) if isinstance(arguments, str) else arguments))
             if inspect.isawaitable(result):
                 result = asyncio.run(_resolve(result))
+        except ConnectionError:  # no mistake of the policy
+            raise
         except Exception as error:  # the policy sees its mistake and may mend it
             return json.dumps({"error": str(error)}), False
         return str(result), True

@@ -23,6 +23,8 @@ ENVIRONMENTS = {
     "webshop": "trl_agentic.environments:WebShopEnv",
 }
 """Short names of environments that `--environment` takes beside `MODULE:CALLABLE`."""
+WINDOW_PROMPTS = {"alfworld": "ALFWorldPrompt", "webshop": "WebShopPrompt"}
+"""How the recipes show a window of the environments' history."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from trl_agentic.evaluation.run import evaluate
+    from trl_agentic.evaluation.run import evaluate, process_state
 
     if arguments.history_length is not None and arguments.history_length < 0:
         raise ValueError(f"--history_length must not be negative, got {arguments.history_length}.")
@@ -95,7 +97,8 @@ def _run(arguments: argparse.Namespace) -> None:
     settings = {"policy": arguments.policy, "environment": " ".join(arguments.environment), **used}
     out, plan = arguments.output_dir, (arguments.samples, arguments.seed, arguments.batch_size)
     evaluate(player, factory, tasks, out, settings, *plan, ceiling)
-    print((arguments.output_dir / "results.md").read_text())
+    if process_state().is_main_process:
+        print((arguments.output_dir / "results.md").read_text())
 
 
 def environment_factory(name: str, *options: str) -> Callable[[], Any]:
@@ -150,12 +153,12 @@ def window_of(arguments: argparse.Namespace, factory: Callable[[], Any]) -> Cont
     """The window that was asked for, with the prompts that recipes use for the environment."""
     if arguments.history_length is None:
         return FULL
-    from trl_agentic.environments.alfworld import ALFWorldPrompt
-    from trl_agentic.environments.webshop import WebShopPrompt
-
-    prompt = {"alfworld": ALFWorldPrompt, "webshop": WebShopPrompt}.get(arguments.environment[0])
-    action_format = getattr(factory, "keywords", {}).get("action_format", "tags")
-    return Context(arguments.history_length, None if prompt is None else prompt(action_format))
+    name, action_format = arguments.environment[0], getattr(factory, "keywords", {}).get("action_format", "tags")
+    prompt = WINDOW_PROMPTS.get(name)
+    if prompt is None:
+        return Context(arguments.history_length)
+    renderer = getattr(import_module(f"trl_agentic.environments.{name}"), prompt)
+    return Context(arguments.history_length, renderer(action_format))
 
 
 def _player(arguments: argparse.Namespace, factory: Callable[[], Any]) -> tuple[Player, dict[str, Any]]:
@@ -175,9 +178,9 @@ def _player(arguments: argparse.Namespace, factory: Callable[[], Any]) -> tuple[
             "model": arguments.model,
             "extra_body": arguments.extra_body,
         }
-    from accelerate import PartialState
+    from trl_agentic.evaluation.run import process_state
 
-    device = PartialState().device
+    device = process_state().device
     dtype = arguments.dtype or ("float32" if device.type == "cpu" else "auto")
     player = ModelPlayer.from_pretrained(
         _small_policy(arguments.environment[0]) if arguments.policy == "small" else arguments.policy,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import time
 import urllib.error
@@ -17,7 +18,7 @@ from trl_agentic.rollout.loop import Episode, derived_seed
 
 
 _CONTEXT_FULL = re.compile(r"context.{0,3}(length|size|window)", re.IGNORECASE)
-_BUSY = (408, 409, 429, 500, 502, 503, 504)
+_BUSY = (408, 409, 425, 429)  # and all from 500 on
 
 
 class Endpoint:
@@ -32,10 +33,11 @@ class Endpoint:
         api_key (`str`, *optional*): sent as a bearer token.
         timeout (`float`, *optional*, defaults to `600`): seconds to wait for an answer.
         attempts (`int`, *optional*, defaults to `6`): requests before giving up on an endpoint that is busy or away;
-            the pauses between them double, from `pause` on.
+            the pauses between them double, from `pause` on, and are no shorter than the endpoint asks for.
         pause (`float`, *optional*, defaults to `1`): seconds before the second attempt.
         extra_body (`dict`, *optional*): further fields of the request, such as `chat_template_kwargs`; a field that is
-            `None` is left out (`{"temperature": None}` for a model that takes none).
+            `None` is left out (`{"temperature": None}` for a model that takes none); a `seed` replaces those of the
+            requests.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Endpoint:
             **(extra_body or {}),
         }
         self._body = {name: value for name, value in body.items() if value is not None}
+        self._seeds = "seed" not in body
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -79,16 +82,18 @@ class Endpoint:
             # Some servers take no more than 31 bits.
             seed = derived_seed(episode.seed, turns) & 0x7FFFFFFF
             turns += 1
-            return self._read(self._ask({**self._body, "messages": messages, "seed": seed}))
+            own = {"seed": seed} if self._seeds else {}
+            return self._read(self._ask({**self._body, "messages": messages, **own}))
 
         return answer
 
     def _ask(self, body: dict[str, Any]) -> Any:
         request = urllib.request.Request(self._address, json.dumps(body).encode(), self._headers)
         problem: Exception | None = None
+        asked = 0.0
         for attempt in range(self._attempts):
-            if attempt:
-                time.sleep(self._pause * 2 ** (attempt - 1))
+            if attempt:  # not all at the same moment
+                time.sleep(max(self._pause * 2 ** (attempt - 1), asked) * random.uniform(1, 1.25))
             try:
                 with urllib.request.urlopen(request, timeout=self._timeout) as response:
                     return json.loads(response.read())
@@ -96,9 +101,9 @@ class Endpoint:
                 text = error.read().decode("utf-8", "replace")
                 if error.code in (400, 413) and _CONTEXT_FULL.search(text):
                     raise ContextFull(text) from error
-                if error.code not in _BUSY:
+                if error.code not in _BUSY and error.code < 500:
                     raise RuntimeError(f"{self._address} refused a request ({error.code}): {text[:500]}") from error
-                problem = error
+                problem, asked = error, _seconds(error.headers.get("Retry-After"))
             except (OSError, HTTPException, json.JSONDecodeError) as error:
                 problem = error
         raise ConnectionError(f"{self._address} gave no answer in {self._attempts} attempts: {problem}") from problem
@@ -113,3 +118,8 @@ class Endpoint:
             raise RuntimeError(
                 f"{self._address} does not answer as a chat-completions endpoint: {json.dumps(reply)[:500]}"
             ) from error
+
+
+def _seconds(told: str | None) -> float:
+    """What `Retry-After` asks for; 0 if it is a date, or not there."""
+    return float(told) if told is not None and told.strip().isdigit() else 0.0

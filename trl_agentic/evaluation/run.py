@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 
 from trl_agentic.environments.base import Environment, check_environment
@@ -52,22 +55,25 @@ def evaluate(
     Raises:
         ValueError: there are no tasks, or `output_dir` holds an evaluation with other settings. The message names
             them.
-        RuntimeError: all rollouts of a batch failed. The message has the first error.
+        RuntimeError: all rollouts of a batch failed; of a single one, if no other was played. The message has the
+            first error.
     """
     if not tasks:
         raise ValueError("There are no tasks to evaluate on.")
-    state = PartialState()
+    state = process_state()
     out = Path(output_dir)
     settings = {**settings, "samples": samples, "seed": seed, "tasks": len(tasks), "tasks_hash": _hash(tasks)}
     _claim(out, settings, state)
-    finished = {(record["group"], record["sample"]) for record in _finished(out)}
+    errors = {(record["group"], record["sample"]): record["error"] for record in _finished(out)}
     state.wait_for_everyone()  # all have read before any goes on writing
     jobs = [(group, sample) for group in range(len(tasks)) for sample in range(samples)]
-    open_jobs = [job for job in jobs if job not in finished]
-    if open_jobs:
-        check_environment(factory, tasks[open_jobs[0][0]])
+    open_jobs = [job for job in jobs if job not in errors]
+    has_played = None in errors.values()
+    if not errors:
+        _check(factory, tasks)
     own = open_jobs[state.process_index :: state.num_processes]
     environments = [factory() for _ in range(min(batch_size, len(own)))]
+    held: list[dict[str, Any]] = []
     with (
         open(_own_file(out, state), "a", encoding="utf-8") as file,
         tqdm(total=len(own), desc="Rollouts", unit="rollout", disable=not state.is_main_process) as bar,
@@ -78,7 +84,16 @@ def evaluate(
                 Episode(environment, tasks[group], derived_seed(seed, group, sample))
                 for environment, (group, sample) in zip(environments, batch, strict=False)
             ]
-            for record in _play(player, episodes, batch):
+            records = [*held, *_play(player, episodes, batch)]
+            failed = [record for record in records if record["error"] is not None]
+            has_played = has_played or len(failed) < len(records)
+            last = start + batch_size >= len(own)
+            if len(failed) == len(records) and (len(records) > 1 or (last and not has_played)):
+                raise RuntimeError(
+                    f"All {len(failed)} rollouts of a batch failed. The first error:\n{failed[0]['error']}"
+                )
+            held = [] if has_played else records  # one failure after another, and nothing else, is no evaluation
+            for record in records if has_played else ():
                 file.write(json.dumps(record) + "\n")
             file.flush()
             bar.update(len(batch))
@@ -91,15 +106,30 @@ def evaluate(
         save_records(out / "trajectories.parquet", records)
         (out / "results.json").write_text(json.dumps(summary | {"settings": settings}, indent=2) + "\n")
         (out / "results.md").write_text(report_markdown(summary, settings))
+    state.wait_for_everyone()
     return summary
+
+
+def process_state() -> PartialState:
+    """The processes of this evaluation, which may be hours apart when they meet."""
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu, timeout=timedelta(days=1))
+
+
+def _check(factory: Callable[[], Environment], tasks: list[dict[str, Any]]) -> None:
+    """Checks the environment on a task, and on another one if that task alone is at fault."""
+    try:
+        check_environment(factory, tasks[0])
+    except Exception:
+        if len(tasks) == 1:
+            raise
+        check_environment(factory, tasks[1])
 
 
 def _play(player: Player, episodes: list[Episode], batch: list[tuple[int, int]]) -> list[dict[str, Any]]:
     started = time.perf_counter()
     trajectories = player.play(episodes)
     seconds = (time.perf_counter() - started) / len(batch)
-    if all(trajectory.error is not None for trajectory in trajectories):
-        raise RuntimeError(f"All {len(batch)} rollouts of a batch failed. The first error:\n{trajectories[0].error}")
     return [
         trajectory_record(trajectory, group=group, sample=sample, seconds=seconds)
         for trajectory, (group, sample) in zip(trajectories, batch, strict=True)

@@ -56,14 +56,18 @@ def first_messages(task: dict[str, Any], observation: str | None) -> list[dict[s
 
 
 def prompt_messages(trajectory: Trajectory) -> list[dict[str, Any]]:
-    """The messages that a rollout began with; an empty one if it failed before there was any."""
-    if trajectory.turns or trajectory.task.get("prompt"):
-        return first_messages(trajectory.task, trajectory.turns[0].observation if trajectory.turns else None)
+    """The messages that a rollout began with; an empty one if it failed before there was any, or if only a renderer
+    knows what the policy read."""
+    observation = trajectory.turns[0].observation if trajectory.turns else None
+    if observation or trajectory.task.get("prompt"):
+        return first_messages(trajectory.task, observation)
     return [{"role": "user", "content": ""}]
 
 
 def completion_messages(trajectory: Trajectory, observation_role: str) -> list[dict[str, str]]:
-    """The messages after the first prompt: answers and observations in turn."""
+    """The messages after the first prompt: answers and observations in turn; an empty answer if there was none."""
+    if not trajectory.turns:
+        return [{"role": "assistant", "content": ""}]
     messages: list[dict[str, str]] = []
     for k, turn in enumerate(trajectory.turns):
         if k:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -85,10 +86,11 @@ class A2TGPOConfig(InformationGainConfig):
         if self.min_turn_group < 1:
             raise ValueError(f"`min_turn_group` must be at least 1, got {self.min_turn_group}.")
 
+    _may_have_other_loss: ClassVar[bool] = False
+
     @property
-    def uses_turn_loss(self) -> bool:
-        """Always: clip ranges differ between turns whatever the level of the ratio."""
-        return True
+    def _turn_loss_reason(self) -> str:
+        return "the clip ranges of A2TGPO, which differ between turns whatever the level of the ratio"
 
 
 class A2TGPOTrainer(InformationGainTrainer):

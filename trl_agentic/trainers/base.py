@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -164,6 +164,12 @@ class AgenticTrainer(GRPOTrainer):
         if isinstance(train_dataset, Dataset) and "environment" in train_dataset.column_names:
             for name in train_dataset.unique("environment"):
                 self.environment_pool.name({"environment": name})
+        if type(self).turn_clip_scales is not AgenticTrainer.turn_clip_scales and not args.uses_turn_loss:
+            raise ValueError(
+                f"`{type(self).__name__}.turn_clip_scales` has no say in TRL's loss, which has one clip range. Set "
+                "`importance_sampling_level='turn'`, `loss_type='turn'`, `max_tokens_per_micro_batch` or "
+                "`context='window'`."
+            )
         functions = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs else []
         weights = args.reward_weights if args.reward_weights is not None else [1.0] * len(functions)
         if len(weights) != len(functions):
@@ -311,8 +317,9 @@ class AgenticTrainer(GRPOTrainer):
         Returns:
             `Tensor`s of shape (B, K) by the names in [`~trl_agentic.records.CREDIT_COLUMNS`]; NaN where there is none.
         """
-        low, high = 1 - self.epsilon_low, 1 + self.epsilon_high
-        credit = {name: torch.full_like(batch.rewards, x) for name, x in (("clip_low", low), ("clip_high", high))}
+        scales = self.turn_clip_scales(batch)
+        scales = torch.ones_like(batch.rewards) if scales is None else scales.to(batch.rewards)
+        credit = {"clip_low": 1 - self.epsilon_low * scales, "clip_high": 1 + self.epsilon_high * scales}
         return credit if batch.information_gain is None else credit | {"information_gain": batch.information_gain}
 
     def _max_context(self) -> int:
@@ -361,14 +368,14 @@ class AgenticTrainer(GRPOTrainer):
         tools = self.environment_pool.tools(row, self._tokenizer, self.chat_template_kwargs)
         task = self.environment_pool.reset_arguments(row)
         prompt = first_prompt(self.chat, self.context, task, environment.reset(**task) or "", tools)
-        check_budgets(self.args, self.budgets, len(prompt.ids))
+        check_budgets(self.args, self.budgets, len(prompt.ids), renders=self.context.renderer is not None)
 
     # Stopping and going on
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in TRL. At SIGTERM or SIGINT it saves a checkpoint after the current step and exits with code 0."""
         self._last_loaded_step = -1  # the weights need not be those that vLLM has of this step
-        with self._stop_on_signal.listening(self.args.output_dir):
+        with self._stop_on_signal.listening(self.args):
             try:
                 return super().train(*args, **kwargs)
             finally:
@@ -385,22 +392,33 @@ class AgenticTrainer(GRPOTrainer):
         if not self.args.save_only_model:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             between = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
-            save_generation(folder, self._step, None if between else self._buffered_inputs)
+            save_generation(folder, self._step, self._generation_shape, None if between else self._buffered_inputs)
         super()._save_checkpoint(model, trial)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is None:
             return
-        saved = load_generation(Path(checkpoint), self.accelerator.device)
+        saved = load_generation(Path(checkpoint), self._generation_shape, self.accelerator.device)
         if saved is None:
             logger.warning(
-                "%s holds no rollouts of this process: it was saved elsewhere or by another number of processes. The "
-                "next step begins with new rollouts, so the run goes on, but not exactly as it would have.",
+                "%s holds no rollouts of this process: it was saved elsewhere, by another number of processes or with "
+                "other batch sizes. The next step begins with new rollouts, so the run goes on, but not exactly as it "
+                "would have.",
                 checkpoint,
             )
             saved = self.state.global_step * self.args.gradient_accumulation_steps, None
         self._step, self._buffered_inputs = saved
+
+    @property
+    def _generation_shape(self) -> tuple[int, ...]:
+        args = self.args
+        return (
+            args.per_device_train_batch_size,
+            args.gradient_accumulation_steps,
+            args.steps_per_generation,
+            self.num_iterations,
+        )
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
         self._train_sampler = super()._get_train_sampler(dataset)
@@ -462,7 +480,10 @@ class AgenticTrainer(GRPOTrainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """As in transformers; `eval_success`, by which the best checkpoint can be told, is `episode/success`."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        row = next(iter((args[0] if args else kwargs["dataloader"]).dataset), None)
+        dataset = (args[0] if args else kwargs["dataloader"]).dataset
+        if isinstance(dataset, Sized):  # with several processes the loader fills the last batches with rows of before
+            del self._episodes["eval"][len(dataset) * self.num_generations_eval :]
+        row = next(iter(dataset), None)
         if row is not None:
             self._keep_evaluation(metric_key_prefix, self._episodes["eval"], self.environment_pool.name(row))
         self._sum_up("eval")
@@ -917,7 +938,7 @@ class AgenticTrainer(GRPOTrainer):
         ids = [[i for turn in t.turns for i in turn.action_ids] for t in trajectories]
         rows = [{**row, "trajectory": t} for row, t in zip(inputs, trajectories, strict=True)]
         scores = self._calculate_rewards(rows, prompts, completions, ids)
-        failed = torch.tensor(gather_object([trajectory.error is not None for trajectory in trajectories]))
+        failed = torch.tensor(gather_object([t.error is not None or not t.turns for t in trajectories]))
         scores[failed.to(scores.device)] = torch.nan
         weighted = scores * self.reward_weights.to(scores.device)
         for i, name in enumerate(self.reward_func_names):

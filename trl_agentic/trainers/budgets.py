@@ -21,13 +21,14 @@ def longest_row(args: AgenticConfig, budgets: Budgets, first_prompt: int) -> int
     return -(-longest // multiple) * multiple
 
 
-def check_budgets(args: AgenticConfig, budgets: Budgets, first_prompt: int) -> None:
+def check_budgets(args: AgenticConfig, budgets: Budgets, first_prompt: int, renders: bool = False) -> None:
     """Checks that a turn fits into the context, a window into it, and the longest row into a micro-batch.
 
     Args:
         args: arguments of the trainer.
         budgets: limits of a rollout.
         first_prompt: tokens of the first prompt.
+        renders: prompts in a window are those of a renderer, whose length is its own business.
 
     Raises:
         ValueError: it does not. The message names the field, its value and one that works.
@@ -41,7 +42,7 @@ def check_budgets(args: AgenticConfig, budgets: Budgets, first_prompt: int) -> N
         )
     shown = min(args.history_length, args.max_turns - 1) if args.context == "window" else 0
     needed = min((shown + 1) * turn, budgets.max_rollout_tokens) + first_prompt
-    if needed > context:
+    if needed > context and not renders:
         fitting = (context - first_prompt) // turn - 1
         raise ValueError(
             f"`history_length` is {args.history_length}, but a first prompt of {first_prompt} tokens and {shown + 1} "

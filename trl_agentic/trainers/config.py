@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from trl import GRPOConfig
 
@@ -321,6 +322,8 @@ class AgenticConfig(GRPOConfig):
         if self.scale_rewards != "group":
             raise ValueError(f"`scale_rewards` has no effect on this rule: leave it at 'group'. What does: {instead}.")
 
+    _may_have_other_loss: ClassVar[bool] = True
+
     @property
     def uses_turn_loss(self) -> bool:
         """Whether the loss is this package's. TRL's aggregations mostly need micro-batches of equally many rows."""
@@ -328,20 +331,21 @@ class AgenticConfig(GRPOConfig):
 
     @property
     def _turn_loss_reason(self) -> str | None:
+        """The setting that has it, or the rule."""
         if self.importance_sampling_level == "turn":
-            return "importance_sampling_level='turn'"
+            return "`importance_sampling_level='turn'`"
         if self.loss_type == "turn":
-            return "loss_type='turn'"
+            return "`loss_type='turn'`"
         if self.max_tokens_per_micro_batch is not None:
-            return f"max_tokens_per_micro_batch={self.max_tokens_per_micro_batch}"
+            return f"`max_tokens_per_micro_batch={self.max_tokens_per_micro_batch}`"
         if self.context == "window":
-            return "context='window'"
+            return "`context='window'`"
         return None
 
     def _check_turn_loss(self) -> None:
         if self.loss_type not in TURN_LOSS_TYPES:
             raise ValueError(
-                f"`loss_type={self.loss_type!r}` has no form that fits `{self._turn_loss_reason}`. Use one of "
+                f"`loss_type={self.loss_type!r}` has no form that fits {self._turn_loss_reason}. Use one of "
                 f"{', '.join(TURN_LOSS_TYPES)}."
             )
         for name, off in (
@@ -352,8 +356,11 @@ class AgenticConfig(GRPOConfig):
             ("use_adaptive_entropy", False),
         ):
             if getattr(self, name) != off:
+                other = (
+                    ", or use `importance_sampling_level='token'`, one of TRL's loss types, "
+                    "`max_tokens_per_micro_batch=None` and `context='full'`"
+                )
                 raise ValueError(
-                    f"`{name}` is not supported with `{self._turn_loss_reason}`. Leave it at {off}, or use "
-                    "`importance_sampling_level='token'`, one of TRL's loss types, `max_tokens_per_micro_batch=None` "
-                    "and `context='full'`."
+                    f"`{name}` is not supported with {self._turn_loss_reason}. Leave it at {off}"
+                    f"{other if self._may_have_other_loss else ''}."
                 )

@@ -61,25 +61,31 @@ def checkpoint_bytes(model: torch.nn.Module, weights_only: bool) -> int:
     return sum(p.numel() * p.element_size() for p in saved) + moments
 
 
-def save_generation(folder: Path, step: int, batches: list[list[dict[str, Tensor]]] | None) -> None:
+def save_generation(
+    folder: Path, step: int, shape: tuple[int, ...], batches: list[list[dict[str, Tensor]]] | None
+) -> None:
     """Saves where in a generation this process stands.
 
     Args:
         folder: the checkpoint.
         step: accumulation steps so far.
+        shape: rows of a batch, and the numbers of steps that `step` is counted by.
         batches: rollouts that are still to be trained on, `None` if the next step begins with new ones.
     """
     state = PartialState()
     folder.mkdir(parents=True, exist_ok=True)
-    saved = {"step": step, "processes": state.num_processes, "batches": batches}
+    saved = {"step": step, "shape": shape, "processes": state.num_processes, "batches": batches}
     torch.save(saved, folder / f"generation_{state.process_index}.pt")
 
 
-def load_generation(folder: Path, device: torch.device) -> tuple[int, list[list[dict[str, Tensor]]] | None] | None:
-    """What [`save_generation`] saved; `None` if this process has nothing there.
+def load_generation(
+    folder: Path, shape: tuple[int, ...], device: torch.device
+) -> tuple[int, list[list[dict[str, Tensor]]] | None] | None:
+    """What [`save_generation`] saved; `None` if this process has nothing there, or nothing of this shape.
 
     Args:
         folder: the checkpoint.
+        shape: as it was saved.
         device: where the tensors go.
     """
     state = PartialState()
@@ -88,7 +94,8 @@ def load_generation(folder: Path, device: torch.device) -> tuple[int, list[list[
         return None
     place = torch.device("cpu") if device.type == "cpu" else device  # `torch.load` knows no "cpu:0"
     saved = torch.load(path, map_location=place, weights_only=True)
-    return (saved["step"], saved["batches"]) if saved["processes"] == state.num_processes else None
+    is_ours = (saved["processes"], saved.get("shape")) == (state.num_processes, shape)
+    return (saved["step"], saved["batches"]) if is_ours else None
 
 
 class TrajectoryLog(TrainerCallback):

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 
 class StopOnSignal(TrainerCallback):
@@ -26,16 +27,17 @@ class StopOnSignal(TrainerCallback):
         self._stopped_at: int | None = None
 
     @contextmanager
-    def listening(self, output_dir: str) -> Iterator[None]:
+    def listening(self, args: TrainingArguments) -> Iterator[None]:
         """Hears signals for as long as the block runs. Outside of the main thread, where Python has none, it does not.
 
         Args:
-            output_dir: where the checkpoints are.
+            args: arguments of the trainer.
 
         Raises:
             SystemExit: after the block, with code 0, if it was left because of a signal.
         """
         self._received = self._stopped_at = None
+        rules = args.save_strategy, args.save_total_limit
         before: dict[signal.Signals, Any] = {}
 
         def receive(number: int, frame: Any) -> None:
@@ -54,12 +56,13 @@ class StopOnSignal(TrainerCallback):
             yield
         finally:
             restore()
+            args.save_strategy, args.save_total_limit = rules
         if self._stopped_at is not None:
             if PartialState().is_main_process:
+                checkpoint = f"{args.output_dir}/checkpoint-{self._stopped_at}"
                 print(
-                    f"Stopped by a signal after step {self._stopped_at}, which is saved in {output_dir}/"
-                    f"checkpoint-{self._stopped_at}. To go on from there, train with the same arguments and "
-                    f"resume_from_checkpoint='{output_dir}/checkpoint-{self._stopped_at}'.",
+                    f"Stopped by a signal after step {self._stopped_at}, which is saved in {checkpoint}. To go on "
+                    f"from there, train with the same arguments and resume_from_checkpoint='{checkpoint}'.",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -71,3 +74,7 @@ class StopOnSignal(TrainerCallback):
         if reduce(told, reduction="sum").item() > 0:
             control.should_save = control.should_training_stop = True
             self._stopped_at = state.global_step
+            # An evaluation after this step has no say in whether it is saved, and no limit deletes it.
+            args.save_total_limit = None
+            if args.save_strategy == SaveStrategy.BEST:
+                args.save_strategy = SaveStrategy.STEPS

@@ -6,6 +6,7 @@ import importlib.util
 import random
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,16 @@ def test_released_games(shared_dir: Path, task_type: str):
     game = reference.load()
     states = parity(game, game.walkthrough, seed=0, steps=60)
     assert states[len(game.walkthrough)].won
+
+
+@needs_upstream
+def test_threads_take_turns():
+    """Its parsers are shared by all games of a process."""
+    game, output = ALFWorldGame.from_dict(small_content(), name="small"), sys.stdout
+    with ThreadPoolExecutor(4) as threads:
+        played = list(threads.map(lambda seed: parity(game, [], seed, steps=15), range(8)))
+    assert all(len(states) == 16 for states in played)
+    assert sys.stdout is output
 
 
 @needs_upstream

@@ -161,6 +161,11 @@ def test_dense(encoder, tmp_path):
         DenseRetriever(TEXTS[:3], tmp_path / "faiss" / "index", encoder, device="cpu")
     with pytest.raises(ValueError, match="the corpus is empty"):
         DenseRetriever([], tmp_path / "other", encoder)
+    whole = (tmp_path / "faiss" / "index").read_bytes()
+    assert [path.name for path in (tmp_path / "faiss").iterdir()] == ["index"]
+    (tmp_path / "half").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="is no index of FAISS, or not a whole one. Remove it."):
+        DenseRetriever(TEXTS, tmp_path / "half", encoder, device="cpu")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("faiss") is not None, reason="the extra `dense` is installed")

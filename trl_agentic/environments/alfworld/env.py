@@ -57,7 +57,7 @@ class ALFWorldEnv:
             as the released split has (3,553, 140 and 134). A part of `data` is drawn at random with `seed`.
         seed (`int`, *optional*, defaults to `0`): seed of the generated games, or of the draw from `data`.
         backend (`str`, *optional*, defaults to `"engine"`): `"engine"`, or `"alfworld"` for the upstream package,
-            which is a hundred times slower and not to be used from several threads of a process.
+            which is a hundred times slower, and in which the threads of a process take turns.
         max_steps (`int`, *optional*, defaults to `50`): steps after which an episode is truncated.
         show_admissible (`bool`, *optional*, defaults to `True`): list the admissible actions below each observation.
         action_format (`str`, *optional*, defaults to `"tags"`): how the policy's answer is read. `"tags"`: the command

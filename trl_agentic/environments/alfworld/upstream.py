@@ -1,18 +1,23 @@
 """The TextWorld engine of the `alfworld` package behind the interface of [`ALFWorldEngine`].
 
 It is the reference that [`ALFWorldEngine`] is tested against. To play with it is slow and takes care: it *evaluates
-text of the game file as Python*, so give it only files you trust, and several threads of one process cannot use it.
+text of the game file as Python*, so give it only files you trust. Its parsers are shared by all games of a process, so
+that threads take turns.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 from .engine import ALFWorldState
 from .game import ALFWorldGame
+
+
+_TURN = threading.Lock()
 
 
 class UpstreamALFWorldEngine:
@@ -39,22 +44,24 @@ class UpstreamALFWorldEngine:
         self.game = game
         self._base = PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True))
         self._env = AlfredDemangler(self._base)
-        with _contained(game):
+        with _TURN, _contained(game):
             self._env.load(game.to_dict())
 
     def reset(self) -> ALFWorldState:
         """Puts everything back and describes the room."""
-        with _contained(self.game):
+        with _TURN, _contained(self.game):
             return _state(self._env.reset())
 
     def step(self, command: str) -> ALFWorldState:
         """Plays one command."""
-        state, _, _ = self._env.step(command)
-        return _state(state)
+        with _TURN:
+            state, _, _ = self._env.step(command)
+            return _state(state)
 
     def close(self) -> None:
         """Frees the game. The engine's copy of the planner library stays loaded: unloading it crashes the exit."""
-        self._base.downward_lib.cleanup()
+        with _TURN:
+            self._base.downward_lib.cleanup()
 
 
 def _state(state: Any) -> ALFWorldState:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,8 +67,13 @@ class DenseRetriever:
                 chunk = [passage_text(passages[i]) for i in range(start, min(start + _CHUNK, len(passages)))]
                 built.add(self._embed(passage_prefix, chunk))
             path.parent.mkdir(parents=True, exist_ok=True)
-            faiss.write_index(built, str(path))
-        self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # others may build it, too
+                faiss.write_index(built, f"{folder}/index")
+                os.replace(f"{folder}/index", path)
+        try:
+            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+        except RuntimeError as error:
+            raise ValueError(f"DenseRetriever: {path} is no index of FAISS, or not a whole one. Remove it.") from error
         for what, has, needs in (
             ("passages", self._index.ntotal, len(passages)),
             ("dimensions", self._index.d, self._model.get_embedding_dimension()),

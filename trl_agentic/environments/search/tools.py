@@ -60,8 +60,9 @@ class SearchTools:
             raise ValueError("`query` must be a text that is not empty.")
         if self._searches >= self._env.max_searches:
             raise ValueError(f"All {self._env.max_searches} searches are used up. Answer in <answer> </answer>.")
+        found = self._env.step(f"search {query}").observation
         self._searches += 1
-        return self._env.step(f"search {query}").observation
+        return found
 
     def finish(self, answer: str) -> StepResult:
         """Pays the answer.
