@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from trl_agentic.environments.base import Environment
 
@@ -250,17 +250,22 @@ def _serve(pipe: Connection, factory: bytes) -> None:
             pipe.send_bytes(answer)
             method, args, kwargs = pipe.recv()
         except (EOFError, OSError):
-            return
+            _end()
 
 
 def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
-        with contextlib.suppress(AttributeError, OSError):
-            if os.getpgrp() == os.getpid():
-                os.killpg(0, signal.SIGKILL)
-        os._exit(1)
+        _end()
+
+
+def _end() -> NoReturn:
+    """Ends this process and what it started: nobody is left who would."""
+    with contextlib.suppress(AttributeError, OSError):
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def _named(method: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -86,7 +85,7 @@ class A2TGPOConfig(InformationGainConfig):
         if self.min_turn_group < 1:
             raise ValueError(f"`min_turn_group` must be at least 1, got {self.min_turn_group}.")
 
-    _may_have_other_loss: ClassVar[bool] = False
+    _may_have_other_loss = False
 
     @property
     def _turn_loss_reason(self) -> str:

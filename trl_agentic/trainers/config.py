@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from trl import GRPOConfig
 
@@ -322,7 +321,7 @@ class AgenticConfig(GRPOConfig):
         if self.scale_rewards != "group":
             raise ValueError(f"`scale_rewards` has no effect on this rule: leave it at 'group'. What does: {instead}.")
 
-    _may_have_other_loss: ClassVar[bool] = True
+    _may_have_other_loss = True
 
     @property
     def uses_turn_loss(self) -> bool:
