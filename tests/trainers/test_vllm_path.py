@@ -7,9 +7,12 @@ which the real one, in tests/vllm, cannot.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -175,3 +178,29 @@ def test_asleep_vllm_gets_its_weights_at_every_use(tiny_model_dir: Callable[...,
     for _ in range(2):
         trainer.rollout([{"length": 1}] * 2)
     assert calls == ["weights", "wake ['kv_cache']", "sleep 2"] * 2
+
+
+def test_servers_that_come_back_together_get_the_weights_one_after_the_other(
+    tiny_model_dir: Callable[..., Path], tmp_path: Path
+):
+    sending: list[int] = []
+
+    class Restarted(GAGPOTrainer):
+        def _server_start(self, url: str) -> float:
+            return 2.0
+
+        def _send_weights_to(self, i: int) -> None:
+            sending.append(i)
+            time.sleep(0.1)
+            assert sending[-1] == i, "another server was begun with"
+            self._server_starts[i] = 2.0
+
+    args = small_config(GAGPOConfig, tmp_path)
+    trainer = Restarted(str(tiny_model_dir()), args=args, train_dataset=tasks(), environment_factory=Corridor)
+    trainer.args.vllm_server_base_urls = urls = ["http://a:1", "http://b:2"]
+    trainer.vllm_generation = Generation()
+    trainer._server_starts, trainer._vllm_clients, trainer._sending = [1.0, 1.0], ["a", "b"], Lock()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(trainer._welcome_back, urls * 2))
+    assert sorted(sending) == [0, 1]  # each once
+    assert trainer.vllm_generation.vllm_client == "a"  # TRL's own
