@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.environments.faulty import Faulty
-from tests.environments.test_workers import wait_until
 from tests.toys import Corridor
+from tests.waiting import wait_until
 from trl_agentic.environments.base import EpisodeRestarted, check_environment
 from trl_agentic.environments.handle import EnvironmentHandle, WorkerOptions
 from trl_agentic.environments.workers import EnvironmentTimeout, WorkerDied

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.environments.faulty import Echo, Faulty, Grandchild, Unmakeable
+from tests.waiting import wait_until
 from trl_agentic.environments.workers import (
     EnvironmentFailed,
     EnvironmentTimeout,
@@ -35,13 +36,6 @@ def is_alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
-
-
-def wait_until(holds: Any, seconds: float = 20.0) -> None:
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until, "it never came true"
-        time.sleep(0.02)
 
 
 @KINDS

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import wait_until
 from trl_agentic.rollout.engines import Request, Sample, Sampling, VLLMServerEngine
 
 
@@ -79,13 +80,6 @@ def serve() -> Iterator[Any]:
     for server in servers:
         server.shutdown()
         server.server_close()
-
-
-def wait_until(holds: Any, seconds: float = 30.0) -> None:
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until, "it never came true"
-        time.sleep(0.01)
 
 
 def sample(server: Server, count: int = 1, **options: Any) -> list[Sample | Exception]:

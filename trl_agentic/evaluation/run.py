@@ -92,9 +92,11 @@ def evaluate(
                 raise RuntimeError(
                     f"All {len(failed)} rollouts of a batch failed. The first error:\n{failed[0]['error']}"
                 )
-            held = [] if has_played else records  # one failure after another, and nothing else, is no evaluation
-            for record in records if has_played else ():
-                file.write(json.dumps(record) + "\n")
+            if has_played:
+                file.writelines(json.dumps(record) + "\n" for record in records)
+                held = []
+            else:
+                held = records  # one failure after another, and nothing else, is no evaluation
             file.flush()
             bar.update(len(batch))
     for environment in environments:
@@ -120,7 +122,7 @@ def _check(factory: Callable[[], Environment], tasks: list[dict[str, Any]]) -> N
     """Checks the environment on a task, and on another one if that task alone is at fault."""
     try:
         check_environment(factory, tasks[0])
-    except Exception:
+    except Exception:  # if the task is at fault, its rollout tells; if it is the environment, the next check does
         if len(tasks) == 1:
             raise
         check_environment(factory, tasks[1])

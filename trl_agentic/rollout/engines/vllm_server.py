@@ -143,21 +143,22 @@ class VLLMServerEngine:
     def _post(self, server: int, body: dict[str, Any]) -> Any:
         import requests
 
-        for left in reversed(range(self._attempts)):
+        sent = 0
+        while True:
             with self._locks[server]:  # somebody may be bringing it back
                 returns = self._returns[server]
+            sent += 1
             try:
                 return self._session.post(f"{self._urls[server]}/v1/completions", json=body, timeout=_TIMEOUT)
             except requests.ConnectionError as error:
                 with self._locks[server]:
                     if self._returns[server] == returns:  # the first to notice
-                        self._bring_back(server, error, left)
+                        self._bring_back(server, error, is_last=sent >= self._attempts)
                         self._returns[server] += 1
-        raise AssertionError("the last attempt returns or raises")
 
-    def _bring_back(self, server: int, error: Exception, left: int) -> None:
+    def _bring_back(self, server: int, error: Exception, is_last: bool) -> None:
         url = self._urls[server]
-        if self._on_return is None or left == 0:
+        if self._on_return is None or is_last:
             raise ConnectionError(
                 f"The vLLM server at {url} broke off a request. It may have lost the weights that it was sent. Once "
                 "it is back, go on from the last checkpoint (`resume_from_checkpoint`)."
