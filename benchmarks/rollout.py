@@ -50,7 +50,7 @@ from trl_agentic.rollout.engines import Request, Sample
 
 ROOT = Path(__file__).resolve().parent.parent
 SLOTS = 16  # sequences at a time of an engine that all rollouts do not fit into
-REPEATS = 5  # of a load without latency; the median counts
+REPEATS = 7  # of a load without latency; the median counts
 COMMENT = "## What it says"  # what was written by hand under it stays
 TURN = 320  # tokens
 # Rates of the engine alone, and how the share that the loop reaches of each is called.

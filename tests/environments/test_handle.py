@@ -33,6 +33,15 @@ def play(handle: EnvironmentHandle, **row: Any) -> tuple[str, list[StepResult]]:
     return handle.reset(length=4, **row), [handle.step(action) for action in ACTIONS]
 
 
+def play_begun(handle: EnvironmentHandle, seconds: float, **row: Any) -> tuple[Any, list[bool]]:
+    """What `play` returns, with steps that were begun before; and which of them were over so soon."""
+    first, results, over = handle.reset(length=4, **row), [], []
+    for action in ACTIONS:
+        over.append(handle.begin_step(action, seconds))
+        results.append(handle.step(action))
+    return (first, results), over
+
+
 @pytest.mark.parametrize(
     ("kind", "fault"),
     [("thread", "raise"), ("thread", "exit"), ("thread", "hang"), ("process", "raise"), ("process", "kill")],
@@ -46,6 +55,39 @@ def test_an_episode_outlives_its_worker(kind: str, fault: str, at: int, tmp_path
     assert handle.retries == 2
     assert play(handle) == undisturbed()
     assert handle.retries == 0  # of that episode
+    handle.close()
+
+
+@pytest.mark.parametrize("fault", ["raise", "exit", "hang"])
+def test_a_begun_step_outlives_its_worker(fault: str, tmp_path: Path):
+    handle = EnvironmentHandle(Faulty, WorkerOptions(timeout=1.0 if fault == "hang" else 30.0, retries=2))
+    row = {"fault": fault, "at": 3, "times": 2, "count": str(tmp_path / "count")}
+    assert play_begun(handle, 0.3 if fault == "hang" else 30.0, **row) == (undisturbed(), [True, True, False, True])
+    assert handle.retries == 2
+    handle.close()
+
+
+def test_a_process_begins_no_step():
+    handle = EnvironmentHandle(Faulty, WorkerOptions("process", timeout=30.0))
+    assert play_begun(handle, 30.0) == (undisturbed(), [False] * 4)
+    handle.close()
+
+
+def test_a_slow_step_is_begun_once(tmp_path: Path):
+    handle = EnvironmentHandle(partial(Slow, str(tmp_path)), WorkerOptions(retries=1))
+    handle.reset(length=4)
+    assert not handle.begin_step("a slow step", 0.01)
+    (tmp_path / "end").touch()
+    assert handle.step("a slow step").observation == "late"
+    assert (tmp_path / "begun").read_text() == "x" and handle.retries == 0
+    handle.close()
+
+
+def test_a_begun_step_that_nobody_asked_for_belongs_to_its_episode():
+    handle = EnvironmentHandle(Corridor, WorkerOptions())
+    handle.reset(length=4)
+    assert handle.begin_step("go", 30.0)
+    assert play(handle) == undisturbed()
     handle.close()
 
 
@@ -175,6 +217,7 @@ class Slow(Corridor):
     def step(self, action: str) -> StepResult:
         if action != "a slow step":
             return super().step(action)
-        (self.folder / "begun").touch()
+        with (self.folder / "begun").open("a") as file:
+            file.write("x")
         wait_until((self.folder / "end").exists)
         return StepResult("late")

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from threading import Barrier, Event
+from threading import Barrier, Event, get_ident
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ import pytest
 from tests.tiny_model import build_tiny_tokenizer
 from tests.toys import Corridor
 from trl_agentic.environments.base import EpisodeRestarted
+from trl_agentic.environments.handle import EnvironmentHandle, WorkerOptions
+from trl_agentic.rollout import loop
 from trl_agentic.rollout.chat import ChatRenderer
 from trl_agentic.rollout.context import first_messages
 from trl_agentic.rollout.engines import LockstepEngine, Request, Sample
@@ -390,7 +392,56 @@ def test_environments_work_at_the_same_time():
     assert [t.stop_reason for t in trajectories] == [StopReason.TERMINATED] * 5
 
 
-def test_the_order_of_answers_changes_nothing():
+def handles(*environments: Any, **options: Any) -> list[EnvironmentHandle]:
+    return [EnvironmentHandle(lambda e=e: e, WorkerOptions(**options)) for e in environments]
+
+
+def test_quick_environments_are_called_one_after_the_other(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop, "_QUICK", 60.0)
+    working: set[int] = set()
+    most, threads = 0, {}
+
+    class Quick(ScriptedEnv):
+        def step(self, action: str) -> Any:
+            nonlocal most
+            working.add(id(self))
+            most = max(most, len(working))
+            time.sleep(0.01)
+            threads.setdefault(id(self), set()).add(get_ident())
+            working.remove(id(self))
+            return super().step(action)
+
+    environments = [Quick(on(), on("Done.", 1.0, terminated=True)) for _ in range(4)]
+    clock = RolloutClock()
+    trajectories, _ = run(*handles(*environments), clock=clock)
+    assert [[turn.reward for turn in t.turns] for t in trajectories] == [[0.0, 1.0]] * 4
+    assert most == 1
+    assert sorted(map(len, threads.values())) == [1] * 4 and len(set.union(*threads.values())) == 4  # its own
+    assert clock.env_waits >= 8 * 0.01 and clock.env_seconds >= 8 * 0.01
+
+
+def test_slow_environments_work_at_the_same_time():
+    together = Barrier(12)
+
+    class Meeting(ScriptedEnv):
+        def step(self, action: str) -> Any:
+            together.wait(30)
+            return super().step(action)
+
+    trajectories, _ = run(*handles(*(Meeting(on(), on(terminated=True)) for _ in range(12))))
+    assert [t.stop_reason for t in trajectories] == [StopReason.TERMINATED] * 12
+
+
+def test_an_error_of_a_quick_environment_costs_its_own_rollout():
+    environments = [ScriptedEnv(on(), on(terminated=True)), ScriptedEnv(on(), RuntimeError("collapsed"))]
+    [good, bad], _ = run(*handles(*environments))
+    assert good.stop_reason is StopReason.TERMINATED and len(good.turns) == 2
+    assert bad.stop_reason is StopReason.ERROR and "collapsed" in bad.error
+    assert len(environments[1].actions) == 2  # it was asked once
+
+
+@pytest.mark.parametrize("handled", [False, True])
+def test_the_order_of_answers_changes_nothing(handled: bool):
     class Late(Corridor):
         def __init__(self, delays: Any):
             self.delays = delays
@@ -403,7 +454,10 @@ def test_the_order_of_answers_changes_nothing():
         random = np.random.default_rng(seed)
         delays = (0.0 if seed is None else float(random.choice([0.0, 0.003, 0.02])) for _ in itertools.count())
         shared = iter(map(float, list(itertools.islice(delays, 400))))
-        episodes = [Episode(Late(shared), {"length": 1 + i % 3}, seed=i) for i in range(8)]
+        environments: list[Any] = [Late(shared) for _ in range(8)]
+        if handled:
+            environments = handles(*environments)
+        episodes = [Episode(e, {"length": 1 + i % 3}, seed=i) for i, e in enumerate(environments)]
         return play(episodes, engine, CHAT, replace(AMPLE, max_turns=5))
 
     lines = [["ab", "abcd", "a~"], ["abc", "ab"], ["a", "abcde"], ["ab~", "abc", "ab"]] * 2

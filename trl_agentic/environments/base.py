@@ -46,6 +46,21 @@ class Environment(Protocol):
         ...
 
 
+@runtime_checkable
+class BeginsSteps(Protocol):
+    """What an [`Environment`] may offer, too: to work on a step before it is asked for the answer."""
+
+    def begin_step(self, action: str, seconds: float) -> bool:
+        """Begins what `step` with the same action will return or raise, and waits for it that long at most.
+
+        There must be no call between.
+
+        Returns:
+            Whether `step` will return at once.
+        """
+        ...
+
+
 def check_environment(
     factory: Callable[[], Environment], row: dict[str, Any], actions: list[str] | None = None
 ) -> None:

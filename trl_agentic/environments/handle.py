@@ -12,7 +12,7 @@ from threading import Lock, Thread
 from typing import Any, TypeVar
 
 from trl_agentic.environments.base import Environment, EpisodeRestarted
-from trl_agentic.environments.workers import ProcessWorker, ThreadWorker
+from trl_agentic.environments.workers import ProcessWorker, ThreadCall, ThreadWorker
 from trl_agentic.types import StepResult
 
 
@@ -76,6 +76,7 @@ class EnvironmentHandle:
         self._first: Any = None
         self._played: list[tuple[str, Any]] = []  # actions, and what was seen of their answers
         self._ahead: _ResetAhead | None = None
+        self._begun: ThreadCall | None = None  # what the next `step` waits for
         self._playing = Lock()  # a call of an episode that was given up may be under way when the next one begins
         self.retries = 0
         """Fresh workers that the last episode has used up."""
@@ -111,6 +112,13 @@ class EnvironmentHandle:
     def pending(self) -> Future[Any] | None:
         """The answer of a `reset` that began ahead, if it was not asked for yet."""
         return self._ahead.answer if self._ahead is not None else None
+
+    def begin_step(self, action: str, seconds: float) -> bool:
+        """See [`~trl_agentic.environments.base.BeginsSteps`]. Where the environment has a process, `step` does all."""
+        if not isinstance(self._worker, ThreadWorker):
+            return False
+        self._begun = self._worker.begin("step", action)
+        return self._begun.is_over(seconds) and self._begun.error is None
 
     def step(self, action: str) -> Any:
         """Plays one turn.
@@ -154,7 +162,7 @@ class EnvironmentHandle:
 
     def _reset(self, row: dict[str, Any]) -> Any:
         with self._playing:
-            self._row, self._first, self._played, self.retries = row, None, [], 0
+            self._row, self._first, self._played, self._begun, self.retries = row, None, [], None, 0
             if self._options.max_episodes is not None and self._episodes >= self._options.max_episodes:
                 self._end_worker()
             self._first = self._retried(self._begin)
@@ -193,6 +201,9 @@ class EnvironmentHandle:
 
     def _continued(self, method: str, *args: Any) -> Any:
         """A call in the course of the episode. A fresh worker is first brought to where the episode stands."""
+        begun, self._begun = self._begun, None
+        if begun is not None and isinstance(self._worker, ThreadWorker):
+            return self._worker.end(begun)
         if self._worker is None and (self._begin() != self._first or not self._replayed()):
             self._first, self._played = self._begin(), []
             raise EpisodeRestarted(self._first)

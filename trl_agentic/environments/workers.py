@@ -16,7 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, NoReturn, Protocol
 
 from trl_agentic.environments.base import Environment
@@ -57,6 +57,48 @@ class Worker(Protocol):
         ...
 
 
+class ThreadCall:
+    """What the thread of an environment does, and the others wait for.
+
+    Args:
+        name: what an error calls it.
+        work: called in the thread.
+    """
+
+    def __init__(self, name: str, work: Callable[[], Any]):
+        self.name = name
+        self._work = work
+        self._value: Any = None
+        self.error: BaseException | None = None
+        """What it raised, when it is over."""
+        self._under_way = threading.Lock()
+        self._under_way.acquire()
+
+    def run(self) -> None:
+        """Works. Raises nothing: `sys.exit` in an environment must not end the trainer."""
+        try:
+            self._value = self._work()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._under_way.release()
+
+    def is_over(self, seconds: float | None) -> bool:
+        """Whether it ends, waiting that long at most; `None` for however long it takes."""
+        if not self._under_way.acquire(timeout=-1 if seconds is None else seconds):
+            return False
+        self._under_way.release()
+        return True
+
+    def answer(self) -> Any:
+        """What it returned, or raises what it raised. It must be over."""
+        if self.error is None:
+            return self._value
+        if isinstance(self.error, Exception):
+            raise self.error
+        raise EnvironmentFailed(f"The environment raised {self.error!r} in {self.name}.") from self.error
+
+
 class ThreadWorker:
     """An environment in a thread of its own: it is made, played and closed there.
 
@@ -74,63 +116,61 @@ class ThreadWorker:
     def __init__(self, factory: Callable[[], Environment], timeout: float | None = None):
         self._factory = factory
         self._timeout = timeout
-        self._calls: SimpleQueue[tuple[str, tuple[Any, ...], dict[str, Any], SimpleQueue[Any]] | None] = SimpleQueue()
+        self._calls: SimpleQueue[ThreadCall | None] = SimpleQueue()
         self._hangs = self._closed = False
         self.instance: Any = None
         threading.Thread(target=self._serve, name="environment", daemon=True).start()
         try:
-            self._answer("", (), {}, _START_ALLOWANCE)
+            self._answer(self._begin("", self._make), _START_ALLOWANCE)
         except Exception:
             self.close()
             raise
 
     def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """See [`Worker`]."""
-        return self._answer(method, args, kwargs, 1)
+        return self.end(self.begin(method, *args, **kwargs))
 
-    def _answer(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], allowance: int) -> Any:
-        answer: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
-        self._calls.put((method, args, kwargs, answer))
+    def begin(self, method: str, /, *args: Any, **kwargs: Any) -> ThreadCall:
+        """Has the thread call a method of the environment. [`end`] must follow."""
+        return self._begin(method, lambda: getattr(self.instance, method)(*args, **kwargs))
+
+    def end(self, call: ThreadCall) -> Any:
+        """What the method returned, or raises what it raised."""
+        return self._answer(call, 1)
+
+    def _begin(self, method: str, work: Callable[[], Any]) -> ThreadCall:
+        call = ThreadCall(_named(method), work)
+        self._calls.put(call)
+        return call
+
+    def _answer(self, call: ThreadCall, allowance: int) -> Any:
         seconds = None if self._timeout is None else self._timeout * allowance
-        try:
-            done, value = answer.get(timeout=seconds)
-        except Empty:
+        if not call.is_over(seconds):
             self._hangs = True
-            raise EnvironmentTimeout(_too_long(method, seconds, "Its thread is left behind.")) from None
-        if done:
-            return value
-        if isinstance(value, Exception):
-            raise value
-        raise EnvironmentFailed(f"The environment raised {value!r} in `{method}`.") from value
+            raise EnvironmentTimeout(_too_long(call.name, seconds, "Its thread is left behind."))
+        return call.answer()
 
     def close(self) -> None:
         """See [`Worker`]. One that hangs is closed by its thread, should it ever come back."""
         if self._closed:
             return
         self._closed = True
-        answer: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
         if callable(getattr(self.instance, "close", None)):
-            self._calls.put(("close", (), {}, answer))
+            closing = self.begin("close")
             if not self._hangs:
-                try:
-                    done, value = answer.get(timeout=_CLOSE_SECONDS)
-                    if not done:
-                        logger.warning("An environment could not be closed: %r", value)
-                except Empty:
+                if not closing.is_over(_CLOSE_SECONDS):
                     logger.warning("An environment did not close within %g s. Its thread is left.", _CLOSE_SECONDS)
+                elif closing.error is not None:
+                    logger.warning("An environment could not be closed: %r", closing.error)
         self._calls.put(None)
+
+    def _make(self) -> None:
+        self.instance = self._factory()
 
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:
-            method, args, kwargs, answer = call
-            try:
-                if method:
-                    answer.put((True, getattr(self.instance, method)(*args, **kwargs)))
-                else:
-                    self.instance = self._factory()
-                    answer.put((True, None))
-            except BaseException as error:  # `sys.exit` in an environment must not end the trainer
-                answer.put((False, error))
+            call.run()
+            del call  # its answer is not kept until the next one
 
 
 class ProcessWorker:
@@ -196,7 +236,7 @@ class ProcessWorker:
         try:
             if not self._pipe.poll(seconds):
                 self._kill()
-                raise EnvironmentTimeout(_too_long(method, seconds, "Its process was killed."))
+                raise EnvironmentTimeout(_too_long(_named(method), seconds, "Its process was killed."))
             done, value = self._pipe.recv()
         except (EOFError, ConnectionResetError):
             self._process.join(_CLOSE_SECONDS)
@@ -272,9 +312,9 @@ def _named(method: str) -> str:
     return f"`{method}`" if method else "the factory"
 
 
-def _too_long(method: str, seconds: float | None, outcome: str) -> str:
+def _too_long(name: str, seconds: float | None, outcome: str) -> str:
     return (
-        f"The environment did not answer within {seconds:g} s in {_named(method)}. {outcome} `environment_timeout` "
+        f"The environment did not answer within {seconds:g} s in {name}. {outcome} `environment_timeout` "
         "sets the limit."
     )
 

@@ -1,7 +1,9 @@
 """The loop between the policy and the environments of a batch of rollouts.
 
 Nobody waits for anybody else: a rollout is with the engine or with its environment, and whoever of them answers is
-served. Environments work in threads; all else, the engine's own work included, happens in the caller's thread.
+served. Environments work in threads; all else, the engine's own work included, happens in the caller's thread. Only
+where environments answer within a millisecond are they called one after the other: threads that all compute at once
+hold each other up.
 """
 
 from __future__ import annotations
@@ -17,11 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from trl_agentic.environments.base import Environment, EpisodeRestarted
+from trl_agentic.environments.base import BeginsSteps, Environment, EpisodeRestarted
 from trl_agentic.rollout.chat import ChatRenderer
 from trl_agentic.rollout.context import FULL, Context, first_prompt, next_prompt, observation_ids
 from trl_agentic.rollout.engines import Engine, Request, Sample
 from trl_agentic.types import Prompt, StepResult, StopReason, Trajectory, Turn
+
+
+_QUICK = 0.001  # seconds that an environment's answer is waited for before another one is called
+_TRUST = 8
+_MOST_TRUST = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +165,8 @@ class _Play:
         self._rollouts = [_Rollout(i, episode, Trajectory(task=episode.task)) for i, episode in enumerate(episodes)]
         self._active = len(episodes)
         self._busy = 0  # rollouts that wait for their environment; the other active ones wait for the engine
+        self._trust = _TRUST
+        self._quick_seconds = 0.0  # since the engine's last step
         self._answers: SimpleQueue[Callable[[], None]] = SimpleQueue()  # what to do about each, in this thread
         self._threads = ThreadPoolExecutor(max(len(episodes), 1), thread_name_prefix="environment")
 
@@ -174,7 +183,8 @@ class _Play:
                     self._serve(pause)
                 seconds = time.perf_counter() - started
                 self._clock.engine_seconds += seconds * sampling
-                self._clock.env_seconds += seconds * acting
+                self._clock.env_seconds += seconds if acting else self._quick_seconds
+                self._quick_seconds = 0.0
         finally:
             self._threads.shutdown(wait=False, cancel_futures=True)
         return [rollout.trajectory for rollout in self._rollouts]
@@ -198,12 +208,31 @@ class _Play:
         _add_turn(rollout, sample, self._chat, self._budgets)
         if rollout.done:
             self._end()
-        else:
+        elif not self._act_quickly(rollout):
             self._call(rollout, rollout.episode.environment.step, rollout.trajectory.turns[-1].action)
 
-    def _observed(self, rollout: _Rollout, result: Any) -> None:
+    def _act_quickly(self, rollout: _Rollout) -> bool:
+        """Has the environment work while this thread waits, as long as that is known to be soon over."""
+        environment, action = rollout.episode.environment, rollout.trajectory.turns[-1].action
+        if self._trust <= 0 or not isinstance(environment, BeginsSteps):
+            return False
+        started = time.perf_counter()
+        is_over = environment.begin_step(action, _QUICK)
+        self._trust = min(self._trust + 1, _MOST_TRUST) if is_over else self._trust - 1
+        if is_over:
+            result = environment.step(action)
+            seconds = time.perf_counter() - started
+            self._clock.env_waits += seconds
+            self._quick_seconds += seconds
+            self._observed(rollout, result)
+        return is_over
+
+    def _answered(self, rollout: _Rollout, result: Any) -> None:
         self._busy -= 1
         self._clock.env_waits += time.perf_counter() - rollout.waits_since
+        self._observed(rollout, result)
+
+    def _observed(self, rollout: _Rollout, result: Any) -> None:
         if isinstance(result, EpisodeRestarted):
             rollout.trajectory, rollout.context, rollout.spent = Trajectory(task=rollout.episode.task), [], 0
             result = result.observation
@@ -232,7 +261,7 @@ class _Play:
                 result = method(*args, **kwargs)
             except Exception as error:
                 result = error
-            self._answers.put(lambda: self._observed(rollout, result))
+            self._answers.put(lambda: self._answered(rollout, result))
 
         self._busy += 1
         rollout.waits_since = time.perf_counter()
