@@ -27,8 +27,8 @@ from trl_agentic.types import Prompt, StepResult, StopReason, Trajectory, Turn
 
 
 _QUICK = 0.001  # seconds that an environment's answer is waited for before another one is called
-_TRUST = 8
-_MOST_TRUST = 16
+_TRUST = 8  # how many more answers may be late than in time before no answer is waited for in this way
+_MOST_TRUST = 16  # it gets no higher, however many are in time
 
 
 @dataclass(frozen=True, slots=True)
