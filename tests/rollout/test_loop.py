@@ -375,9 +375,14 @@ def test_a_slow_environment_holds_up_nobody():
     assert {t.stop_reason for t in trajectories} == {StopReason.TERMINATED}
 
 
-def test_environments_work_at_the_same_time():
+def handles(*environments: Any) -> list[EnvironmentHandle]:
+    return [EnvironmentHandle(lambda e=e: e, WorkerOptions()) for e in environments]
+
+
+@pytest.mark.parametrize("handled", [False, True])
+def test_environments_work_at_the_same_time(handled: bool):
     """Each waits in `reset` and in `step` until all are there."""
-    together = Barrier(5)
+    together = Barrier(12)
 
     class Meeting(ScriptedEnv):
         def reset(self, **row: Any) -> Any:
@@ -388,12 +393,9 @@ def test_environments_work_at_the_same_time():
             together.wait(30)
             return super().step(action)
 
-    trajectories, _ = run(*(Meeting(on(), on(terminated=True)) for _ in range(5)))
-    assert [t.stop_reason for t in trajectories] == [StopReason.TERMINATED] * 5
-
-
-def handles(*environments: Any, **options: Any) -> list[EnvironmentHandle]:
-    return [EnvironmentHandle(lambda e=e: e, WorkerOptions(**options)) for e in environments]
+    environments: list[Any] = [Meeting(on(), on(terminated=True)) for _ in range(12)]
+    trajectories, _ = run(*(handles(*environments) if handled else environments))
+    assert [t.stop_reason for t in trajectories] == [StopReason.TERMINATED] * 12
 
 
 def test_quick_environments_are_called_one_after_the_other(monkeypatch: pytest.MonkeyPatch):
@@ -418,18 +420,6 @@ def test_quick_environments_are_called_one_after_the_other(monkeypatch: pytest.M
     assert most == 1
     assert sorted(map(len, threads.values())) == [1] * 4 and len(set.union(*threads.values())) == 4  # its own
     assert clock.env_waits >= 8 * 0.01 and clock.env_seconds >= 8 * 0.01
-
-
-def test_slow_environments_work_at_the_same_time():
-    together = Barrier(12)
-
-    class Meeting(ScriptedEnv):
-        def step(self, action: str) -> Any:
-            together.wait(30)
-            return super().step(action)
-
-    trajectories, _ = run(*handles(*(Meeting(on(), on(terminated=True)) for _ in range(12))))
-    assert [t.stop_reason for t in trajectories] == [StopReason.TERMINATED] * 12
 
 
 def test_an_error_of_a_quick_environment_costs_its_own_rollout():

@@ -121,7 +121,7 @@ class ThreadWorker:
         self.instance: Any = None
         threading.Thread(target=self._serve, name="environment", daemon=True).start()
         try:
-            self._answer(self._begin("", self._make), _START_ALLOWANCE)
+            self.end(self._begin("", self._make), _START_ALLOWANCE)
         except Exception:
             self.close()
             raise
@@ -134,21 +134,18 @@ class ThreadWorker:
         """Has the thread call a method of the environment. [`end`] must follow."""
         return self._begin(method, lambda: getattr(self.instance, method)(*args, **kwargs))
 
-    def end(self, call: ThreadCall) -> Any:
-        """What the method returned, or raises what it raised."""
-        return self._answer(call, 1)
-
-    def _begin(self, method: str, work: Callable[[], Any]) -> ThreadCall:
-        call = ThreadCall(_named(method), work)
-        self._calls.put(call)
-        return call
-
-    def _answer(self, call: ThreadCall, allowance: int) -> Any:
+    def end(self, call: ThreadCall, allowance: int = 1) -> Any:
+        """What the method returned, or raises what it raised. It may take `allowance` timeouts."""
         seconds = None if self._timeout is None else self._timeout * allowance
         if not call.is_over(seconds):
             self._hangs = True
             raise EnvironmentTimeout(_too_long(call.name, seconds, "Its thread is left behind."))
         return call.answer()
+
+    def _begin(self, method: str, work: Callable[[], Any]) -> ThreadCall:
+        call = ThreadCall(_named(method), work)
+        self._calls.put(call)
+        return call
 
     def close(self) -> None:
         """See [`Worker`]. One that hangs is closed by its thread, should it ever come back."""
