@@ -1,6 +1,6 @@
-"""The vocabulary of the package: what an environment answers, what a rollout records, what a credit rule reads.
+"""Types of the package: the result of an environment step, the record of a rollout, the input of an algorithm.
 
-This module imports nothing but the standard library: a process that runs an environment needs no torch.
+This module imports only the standard library: a process that runs an environment needs no torch.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What an environment answers to one action.
+    """Result of one environment step.
 
-    `terminated` and `truncated` have Gymnasium's meaning: the first ends the episode inside the task, the second cuts
-    it from outside (a step budget). `info` may carry `anchor_state` (`str`, the raw state for grouping; the
+    `terminated` and `truncated` have Gymnasium's meaning: `terminated` ends the episode inside the task, `truncated`
+    cuts it from outside (a step budget). `info` may carry `anchor_state` (`str`, the raw state for grouping; the
     observation if absent), `admissible_actions` (`list[str]`), `is_action_valid` (`bool`) and `success` (`bool`).
     """
 
@@ -51,11 +51,11 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is put before an action.
+    """Token ids before an action.
 
     Attributes:
         ids: token ids.
-        extends: whether they continue the ids of the turn before; otherwise they are the whole prompt.
+        extends: whether they follow the ids of the previous turn; otherwise they are the whole prompt.
     """
 
     ids: list[int]
@@ -64,21 +64,21 @@ class Prompt:
 
 @dataclass(slots=True)
 class Turn:
-    """One environment step as the policy lived it. Holds only the tokens that the turn *adds*.
+    """One environment step as the policy experienced it. Holds only the tokens that the turn *adds*.
 
     Attributes:
-        prompt_ids: ids put before the action. If `extends`, they follow the ids of the turn before; otherwise they are
+        prompt_ids: ids before the action. If `extends`, they follow the ids of the previous turn; otherwise they are
             the whole prompt of this turn.
-        action_ids: ids that the policy sampled, its end-of-turn token included when it sampled one.
+        action_ids: ids that the policy sampled, with the end-of-turn token if it sampled one.
         logprobs: sampling log-probability of each action id, or `None` if the engine gives none.
-        action: the action as text, special tokens left out.
-        observation: the text that the policy answered to.
+        action: the action as text, without special tokens.
+        observation: the text before the action.
         anchor_state: the state that this turn was played in; equal strings are one state.
-        reward: what the environment paid for the action.
-        extends: whether `prompt_ids` continue the turn before.
+        reward: reward of the action.
+        extends: whether `prompt_ids` follow the previous turn.
         cut: whether the action ended at its token budget instead of with an end-of-turn token.
-        info: the `StepResult.info` of the answer to this action.
-        policy_step: optimizer step whose weights sampled the action, `None` if the engine does not tell.
+        info: the `StepResult.info` after this action.
+        policy_step: optimizer step whose weights sampled the action, `None` if unknown.
     """
 
     prompt_ids: list[int]
@@ -96,22 +96,22 @@ class Turn:
 
 @dataclass(slots=True)
 class Trajectory:
-    """One rollout: its task, its turns, and how it ended.
+    """Record of one rollout: its task, its turns, and how it ended.
 
     Attributes:
         task: the dataset row that the environment was reset with.
         turns: the turns in the order they were played; empty only after an error in `reset` or when the first prompt
             does not fit.
         stop_reason: why the rollout ended.
-        final_observation: the answer to the last action.
+        final_observation: observation after the last action.
         final_anchor_state: the state after the last action, `None` when there is none (a terminal state has no value).
-        success: what the environment said in `info["success"]`, `None` if it never did.
+        success: the last `info["success"]` of the environment, `None` if there is none.
         error: the traceback of a failed environment.
-        final_prompt: what the policy would have read before another action; `None` if the last one had no answer to
-            read (a terminal one, an error).
-        retries: fresh environments that took over after a failure.
-        answer_logprobs: mean log-probability of the ground truth's tokens at each turn boundary (trl_agentic.
-            information_gain), NaN where it is unknown; `None` if the engine was not asked.
+        final_prompt: prompt before another action, which was not sampled; `None` if there is no observation to read
+            (terminal state, error).
+        retries: fresh environments that replaced failed ones.
+        answer_logprobs: mean log-probability of the ground truth's tokens at each turn boundary
+            (trl_agentic.information_gain), NaN where it is unknown; `None` if the inference engine did not compute it.
     """
 
     task: dict[str, Any]
@@ -132,28 +132,28 @@ class Trajectory:
 
     @property
     def score(self) -> float | None:
-        """The environment's grade of the rollout beside `success`: `info["score"]` of the last turn that has one."""
-        told = [turn.info["score"] for turn in self.turns if turn.info.get("score") is not None]
-        return float(told[-1]) if told else None
+        """The environment's grade of the rollout in addition to `success`: the last `info["score"]`."""
+        scores = [turn.info["score"] for turn in self.turns if turn.info.get("score") is not None]
+        return float(scores[-1]) if scores else None
 
     @property
     def task_type(self) -> str | None:
-        """What kind of task it is: `task_type` of the row, or else of the last turn's `info` that has one."""
-        told = [turn.info["task_type"] for turn in self.turns if "task_type" in turn.info]
-        return self.task.get("task_type") or (told[-1] if told else None)
+        """Kind of task: `task_type` of the dataset row, or else of the last turn's `info` that has one."""
+        types = [turn.info["task_type"] for turn in self.turns if "task_type" in turn.info]
+        return self.task.get("task_type") or (types[-1] if types else None)
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """What a renderer may show of a rollout before its next turn.
+class PromptView:
+    """Part of a rollout that a prompt renderer may show before the next turn.
 
     Attributes:
         task: the dataset row, its `prompt` included.
-        step: number of the turn to come, counted from 1.
-        first_observation: what `reset` returned.
+        step: number of the next turn, counted from 1.
+        first_observation: the result of `reset`.
         history: the last turns, at most `history_length` of them, the oldest first.
-        observation: what the policy answers to now.
-        info: `StepResult.info` of the answer that brought this observation; empty in the first turn.
+        observation: the current observation.
+        info: `StepResult.info` of the step that returned this observation; empty before the first turn.
     """
 
     task: dict[str, Any]
@@ -164,9 +164,13 @@ class View:
     info: dict[str, Any]
 
 
+View = PromptView
+"""Earlier name of [`PromptView`]."""
+
+
 @dataclass(slots=True)
 class TurnBatch:
-    """The turns of B rollouts as tensors, right-padded to K turns: all that a credit rule may read.
+    """The turns of B rollouts as tensors, right-padded to K turns: the input of every algorithm.
 
     Args:
         rewards (`Tensor` of shape (B, K), float): reward of each turn.
@@ -180,8 +184,8 @@ class TurnBatch:
         answered (`Tensor` of shape (B,), bool, *optional*): the last turn is an answer turn.
         final_anchor_ids (`Tensor` of shape (B,), int, *optional*): state after the last turn, in the numbering of
             `anchor_ids`; -1 where there is none.
-        penalties (`Tensor` of shape (B, K), float, *optional*): what a turn costs by itself (an invalid action), not
-            negative; counts for that turn alone and is no part of `rewards`.
+        penalties (`Tensor` of shape (B, K), float, *optional*): cost of a turn itself (an invalid action), not
+            negative; it counts for that turn alone and is no part of `rewards`.
 
     Raises:
         ValueError: a tensor's shape or type is not as above, `turn_mask` is not right-padded, a reward or a gain under

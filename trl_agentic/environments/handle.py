@@ -1,4 +1,4 @@
-"""One rollout's environment, whatever befalls the worker that it runs in."""
+"""Handle of one environment: it survives failures of the worker that the environment runs in."""
 
 from __future__ import annotations
 
@@ -41,26 +41,23 @@ class WorkerOptions:
 
 
 @dataclass(slots=True)
-class _ResetAhead:
-    """A `reset` that began before it was asked for."""
+class _PrefetchedReset:
+    """A `reset` that was started before the rollout needs it."""
 
     row: dict[str, Any]
     started: float = field(default_factory=time.perf_counter)
     ended: float | None = None
     answer: Future[Any] = field(default_factory=Future)
-
-    def is_for(self, row: dict[str, Any]) -> bool:
-        """Whether these are the very values: equal ones need not know that they are (arrays)."""
-        return row.keys() == self.row.keys() and all(value is self.row[key] for key, value in row.items())
+    discarded: bool = False
 
 
 class EnvironmentHandle:
-    """An [`~trl_agentic.environments.Environment`] that outlives the workers it is played in.
+    """Handle of an [`~trl_agentic.environments.Environment`] that survives failures of its workers.
 
-    If `reset` or `step` raises, takes too long or its process dies, the episode is played again on a fresh worker:
-    `reset` with the same row, then the same actions. Where the answers are those of before, the rollout goes on and
-    nothing of it is lost. Where one differs (the environment is not a function of its row and actions), the rollout
-    must begin anew: [`~trl_agentic.environments.base.EpisodeRestarted`] tells it so.
+    If `reset` or `step` raises, takes too long or its process dies, the episode is replayed on a fresh worker: `reset`
+    with the same row, then the same actions. If all results are equal to the earlier ones, the rollout continues and
+    nothing is lost. If one differs (the environment is not a function of its row and actions), the rollout must start
+    again, which [`~trl_agentic.environments.base.EpisodeRestarted`] signals.
 
     Args:
         factory: makes an environment.
@@ -74,14 +71,14 @@ class EnvironmentHandle:
         self._episodes = 0  # of this worker
         self._row: dict[str, Any] = {}
         self._first: Any = None
-        self._played: list[tuple[str, Any]] = []  # actions, and what was seen of their answers
-        self._ahead: _ResetAhead | None = None
-        self._begun: ThreadCall | None = None  # what the next `step` waits for
-        self._playing = Lock()  # a call of an episode that was given up may be under way when the next one begins
+        self._played: list[tuple[str, Any]] = []  # actions, and the visible part of their results
+        self._prefetched: _PrefetchedReset | None = None
+        self._begun: ThreadCall | None = None  # the call that the next `step` waits for
+        self._playing = Lock()  # a call of an abandoned episode may still run when the next one starts
         self.retries = 0
-        """Fresh workers that the last episode has used up."""
+        """Fresh workers that the last episode has used."""
         self.seconds_saved = 0.0
-        """Seconds of the last `reset` that were over before it was asked for."""
+        """Seconds of the last `reset` that had passed before the rollout needed it."""
 
     @property
     def instance(self) -> Any:
@@ -89,32 +86,42 @@ class EnvironmentHandle:
         return self._worker.instance if self._worker is not None else None
 
     def reset(self, /, **row: Any) -> Any:
-        """Starts an episode. Errors are those of the environment or its worker, after the last retry."""
+        """Starts an episode, or returns the result of [`prefetch_reset`].
+
+        Raises:
+            Exception: the error of the environment or its worker, after the last retry.
+        """
         self.seconds_saved = 0.0
-        ahead, self._ahead = self._ahead, None
-        if ahead is None:
+        prefetched, self._prefetched = self._prefetched, None
+        if prefetched is None:
             return self._reset(row)
-        if not ahead.is_for(row):
-            wait([ahead.answer])
+        if prefetched.discarded:
+            wait([prefetched.answer])
             return self._reset(row)
         asked = time.perf_counter()
         try:
-            return ahead.answer.result()
+            return prefetched.answer.result()
         finally:
-            self.seconds_saved = min(asked, ahead.ended or asked) - ahead.started
+            self.seconds_saved = min(asked, prefetched.ended or asked) - prefetched.started
 
-    def reset_ahead(self, /, **row: Any) -> None:
-        """Begins what `reset` with the same row will return or raise, in a thread. There must be no call between."""
-        before, self._ahead = self._ahead, _ResetAhead(row)
-        Thread(target=self._work_ahead, args=[self._ahead, before], name="environment reset", daemon=True).start()
+    def prefetch_reset(self, /, **row: Any) -> None:
+        """Starts, in a thread, the `reset` that the next call of `reset` returns. The next call must be for `row`."""
+        before, self._prefetched = self._prefetched, _PrefetchedReset(row)
+        arguments = [self._prefetched, before]
+        Thread(target=self._run_prefetched, args=arguments, name="environment reset", daemon=True).start()
+
+    def discard_prefetched(self) -> None:
+        """Discards a prefetched `reset`: the next `reset` may be for any row. It waits until this one has ended."""
+        if self._prefetched is not None:
+            self._prefetched.discarded = True
 
     @property
     def pending(self) -> Future[Any] | None:
-        """The answer of a `reset` that began ahead, if it was not asked for yet."""
-        return self._ahead.answer if self._ahead is not None else None
+        """Result of a prefetched `reset` that has not been used yet."""
+        return self._prefetched.answer if self._prefetched is not None else None
 
     def begin_step(self, action: str, seconds: float) -> bool:
-        """See [`~trl_agentic.environments.base.BeginsSteps`]. Where the environment has a process, `step` does all."""
+        """See [`~trl_agentic.environments.base.BeginsSteps`]. For an environment in a process, `step` does it."""
         if not isinstance(self._worker, ThreadWorker):
             return False
         self._begun = self._worker.begin("step", action)
@@ -124,7 +131,7 @@ class EnvironmentHandle:
         """Plays one turn.
 
         Raises:
-            EpisodeRestarted: the episode had to begin anew.
+            EpisodeRestarted: the episode had to start again.
         """
         with self._playing:
             result = self._retried(partial(self._continued, "step", action))
@@ -140,25 +147,25 @@ class EnvironmentHandle:
     def close(self) -> None:
         """Closes the environment and ends its worker; the next `reset` starts another.
 
-        Where a `reset` that began ahead is still at work, that is done when it ends.
+        If a prefetched `reset` is still running, this happens when it ends.
         """
-        ahead, self._ahead = self._ahead, None
-        if ahead is None:
+        prefetched, self._prefetched = self._prefetched, None
+        if prefetched is None:
             self._end_worker()
         else:
-            ahead.answer.add_done_callback(lambda _: self._end_worker())
+            prefetched.answer.add_done_callback(lambda _: self._end_worker())
 
-    def _work_ahead(self, ahead: _ResetAhead, before: _ResetAhead | None) -> None:
+    def _run_prefetched(self, prefetched: _PrefetchedReset, before: _PrefetchedReset | None) -> None:
         if before is not None:
             wait([before.answer])
         try:
-            answer = self._reset(ahead.row)
-        except BaseException as error:  # whatever it is, `reset` raises it
-            ahead.ended = time.perf_counter()
-            ahead.answer.set_exception(error)
+            answer = self._reset(prefetched.row)
+        except BaseException as error:  # `reset` raises it
+            prefetched.ended = time.perf_counter()
+            prefetched.answer.set_exception(error)
         else:
-            ahead.ended = time.perf_counter()
-            ahead.answer.set_result(answer)
+            prefetched.ended = time.perf_counter()
+            prefetched.answer.set_result(answer)
 
     def _reset(self, row: dict[str, Any]) -> Any:
         with self._playing:
@@ -185,7 +192,7 @@ class EnvironmentHandle:
                     raise
                 self.retries += 1
                 logger.warning(
-                    "An environment failed and its episode is played again on a fresh one (retry %d of %d): %s: %s",
+                    "An environment failed. Its episode is replayed on a fresh one (retry %d of %d): %s: %s",
                     self.retries,
                     self._options.retries,
                     type(error).__name__,
@@ -200,7 +207,7 @@ class EnvironmentHandle:
         return self._worker.call("reset", **self._row)
 
     def _continued(self, method: str, *args: Any) -> Any:
-        """A call in the course of the episode. A fresh worker is first brought to where the episode stands."""
+        """A call during the episode. A fresh worker first replays the episode so far."""
         begun, self._begun = self._begun, None
         if begun is not None and isinstance(self._worker, ThreadWorker):
             return self._worker.end(begun)
@@ -216,7 +223,7 @@ class EnvironmentHandle:
 
 
 def _seen(result: Any) -> Any:
-    """What a rollout reads of an answer."""
+    """The part of a result that a rollout reads."""
     if not isinstance(result, StepResult):
         return result
     state = result.info.get("anchor_state") if isinstance(result.info, dict) else None

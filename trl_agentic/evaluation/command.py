@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_agentic.evaluation.players import ModelPlayer, Player, TextPlayer, expert_policy, random_policy
-from trl_agentic.rollout.context import FULL, Context
+from trl_agentic.rollout.prompts import FULL, PromptPolicy
 
 
 ENVIRONMENTS = {
@@ -149,16 +149,16 @@ def _tasks(file: Path | None, factory: Callable[[], Any]) -> tuple[list[dict[str
     return tasks, None if ceiling is None else ceiling._asdict()
 
 
-def window_of(arguments: argparse.Namespace, factory: Callable[[], Any]) -> Context:
+def window_of(arguments: argparse.Namespace, factory: Callable[[], Any]) -> PromptPolicy:
     """The window that was asked for, with the prompts that recipes use for the environment."""
     if arguments.history_length is None:
         return FULL
     name, action_format = arguments.environment[0], getattr(factory, "keywords", {}).get("action_format", "tags")
     prompt = WINDOW_PROMPTS.get(name)
     if prompt is None:
-        return Context(arguments.history_length)
+        return PromptPolicy(arguments.history_length)
     renderer = getattr(import_module(f"trl_agentic.environments.{name}"), prompt)
-    return Context(arguments.history_length, renderer(action_format))
+    return PromptPolicy(arguments.history_length, renderer(action_format))
 
 
 def _player(arguments: argparse.Namespace, factory: Callable[[], Any]) -> tuple[Player, dict[str, Any]]:

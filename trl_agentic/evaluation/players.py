@@ -9,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trl_agentic.evaluation.text_loop import Answer, play_text
-from trl_agentic.rollout.context import FULL, Context
 from trl_agentic.rollout.loop import Budgets, Episode, play
+from trl_agentic.rollout.prompts import FULL, PromptPolicy
 from trl_agentic.types import Trajectory
 
 
@@ -37,7 +37,7 @@ class ModelPlayer:
         max_turn_tokens (`int`, *optional*, defaults to `512`): tokens of a turn.
         max_context (`int`, *optional*): tokens of context. If `None`, the model's `max_position_embeddings`.
         chat_template_kwargs (`dict`, *optional*): extra arguments of the chat template.
-        context ([`~trl_agentic.rollout.context.Context`], *optional*): how much of a rollout its prompts show; all of
+        context ([`~trl_agentic.rollout.prompts.PromptPolicy`], *optional*): how much of a rollout prompts show; all of
             it by default.
 
     Raises:
@@ -53,7 +53,7 @@ class ModelPlayer:
         max_turn_tokens: int = 512,
         max_context: int | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
-        context: Context = FULL,
+        context: PromptPolicy = FULL,
     ):
         from trl_agentic.rollout.chat import ChatRenderer
         from trl_agentic.rollout.engines import transformers_engine

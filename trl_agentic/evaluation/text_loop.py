@@ -6,8 +6,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from trl_agentic.rollout.context import first_messages
 from trl_agentic.rollout.loop import Episode
+from trl_agentic.rollout.prompts import first_messages
 from trl_agentic.types import StepResult, StopReason, Trajectory, Turn
 
 

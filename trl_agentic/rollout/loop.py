@@ -21,8 +21,8 @@ import numpy as np
 
 from trl_agentic.environments.base import BeginsSteps, Environment, EpisodeRestarted
 from trl_agentic.rollout.chat import ChatRenderer
-from trl_agentic.rollout.context import FULL, Context, first_prompt, next_prompt, observation_ids
 from trl_agentic.rollout.engines import Engine, Request, Sample
+from trl_agentic.rollout.prompts import FULL, PromptPolicy, first_prompt, next_prompt, observation_ids
 from trl_agentic.types import Prompt, StepResult, StopReason, Trajectory, Turn
 
 
@@ -124,7 +124,7 @@ def play(
     budgets: Budgets,
     on_done: Callable[[int], object] | None = None,
     clock: RolloutClock | None = None,
-    context: Context = FULL,
+    context: PromptPolicy = FULL,
 ) -> list[Trajectory]:
     """Plays all episodes to their end.
 
@@ -158,7 +158,7 @@ class _Play:
         budgets: Budgets,
         on_done: Callable[[int], object] | None,
         clock: RolloutClock,
-        context: Context,
+        context: PromptPolicy,
     ):
         self._engine, self._chat, self._budgets, self._on_done, self._clock = engine, chat, budgets, on_done, clock
         self._context = context
@@ -289,7 +289,9 @@ def derived_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _read_first(rollout: _Rollout, observation: Any, chat: ChatRenderer, budgets: Budgets, context: Context) -> None:
+def _read_first(
+    rollout: _Rollout, observation: Any, chat: ChatRenderer, budgets: Budgets, context: PromptPolicy
+) -> None:
     """Takes what `reset` returned."""
     if observation is not None and not isinstance(observation, str):
         raise TypeError(f"`reset` must return the first observation as `str`, got {type(observation).__name__}.")
@@ -321,7 +323,7 @@ def _add_turn(rollout: _Rollout, sample: Sample, chat: ChatRenderer, budgets: Bu
         rollout.stop(StopReason.TURN_LENGTH)
 
 
-def _read_result(rollout: _Rollout, result: Any, chat: ChatRenderer, budgets: Budgets, context: Context) -> None:
+def _read_result(rollout: _Rollout, result: Any, chat: ChatRenderer, budgets: Budgets, context: PromptPolicy) -> None:
     """Takes what `step` returned."""
     trajectory = rollout.trajectory
     _check_step_result(result)
@@ -342,7 +344,7 @@ def _read_result(rollout: _Rollout, result: Any, chat: ChatRenderer, budgets: Bu
     _check_budgets(rollout, budgets)
 
 
-def _observe(rollout: _Rollout, observation: str, chat: ChatRenderer, context: Context) -> None:
+def _observe(rollout: _Rollout, observation: str, chat: ChatRenderer, context: PromptPolicy) -> None:
     """Makes the prompt that the policy reads next."""
     trajectory, episode = rollout.trajectory, rollout.episode
     turn, role = trajectory.turns[-1], episode.observation_role

@@ -8,30 +8,32 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from trl_agentic.credit import a2tgpo_advantages, a2tgpo_clip_scale
-from trl_agentic.trainers.gain import InformationGainConfig, InformationGainTrainer
+from trl_agentic.trainers.base import TurnCredit
+from trl_agentic.trainers.fields import check_range
+from trl_agentic.trainers.information_gain import InformationGainConfig, InformationGainTrainer
 from trl_agentic.types import TurnBatch
 
 
 @dataclass
 class A2TGPOConfig(InformationGainConfig):
     r"""
-    Configuration class for the [`A2TGPOTrainer`]: [`InformationGainConfig`] with the method's defaults and knobs.
+    Configuration class for the [`A2TGPOTrainer`]: [`InformationGainConfig`] with the method's defaults and options.
 
     Parameters:
         epsilon (`float`, *optional*, defaults to `3e-3`):
-            How far below 1 a turn's ratio counts, before the turn's own factor.
+            Clip range below 1, before the turn's own factor.
         epsilon_high (`float`, *optional*, defaults to `4e-3`):
-            How far above 1 a turn's ratio counts, before the turn's own factor.
+            Clip range above 1, before the turn's own factor.
         gamma (`float`, *optional*, defaults to `1.0`):
-            Discount of a turn in the sum of the gains to come.
+            Discount of a turn in the sum of the later gains.
         alpha (`float`, *optional*, defaults to `1.0`):
-            Weight of the gains beside the outcome. The scripts released with the paper use 0.3.
+            Weight of the gains in addition to the outcome. The scripts released with the paper use 0.3.
         turn_group_norm (`str`, *optional*, defaults to `"turn"`):
             Gains that are compared: those of one turn number (`"turn"`), or all of the prompt (`"pooled"`).
         rescale_accumulation (`bool`, *optional*, defaults to `True`):
             Whether a sum of n gains is divided by the square root of n.
         min_turn_group (`int`, *optional*, defaults to `2`):
-            Gains with fewer to compare with, themselves included, count as 0.
+            Gains in a smaller group than this count as 0.
         clip_beta (`float`, *optional*, defaults to `0.3`):
             How far a turn's gain widens or narrows its clip range: the factor lies in (1 - clip_beta, 1 + clip_beta).
 
@@ -52,10 +54,12 @@ class A2TGPOConfig(InformationGainConfig):
             "choices": ["grpo", "dapo", "turn"],
         },
     )
-    epsilon: float = field(default=3e-3, metadata={"help": "How far below 1 a turn's ratio counts."})
-    epsilon_high: float | None = field(default=4e-3, metadata={"help": "How far above 1 a turn's ratio counts."})
-    gamma: float = field(default=1.0, metadata={"help": "Discount of a turn in the sum of the gains to come."})
-    alpha: float = field(default=1.0, metadata={"help": "Weight of the gains beside the outcome."})
+    epsilon: float = field(default=3e-3, metadata={"help": "Clip range below 1, before the turn's own factor."})
+    epsilon_high: float | None = field(
+        default=4e-3, metadata={"help": "Clip range above 1, before the turn's own factor."}
+    )
+    gamma: float = field(default=1.0, metadata={"help": "Discount of a turn in the sum of the later gains."})
+    alpha: float = field(default=1.0, metadata={"help": "Weight of the gains in addition to the outcome."})
     turn_group_norm: str = field(
         default="turn",
         metadata={
@@ -66,9 +70,7 @@ class A2TGPOConfig(InformationGainConfig):
     rescale_accumulation: bool = field(
         default=True, metadata={"help": "Whether a sum of n gains is divided by the square root of n."}
     )
-    min_turn_group: int = field(
-        default=2, metadata={"help": "Gains with fewer to compare with, themselves included, count as 0."}
-    )
+    min_turn_group: int = field(default=2, metadata={"help": "Gains in a smaller group than this count as 0."})
     clip_beta: float = field(
         default=0.3, metadata={"help": "How far a turn's gain widens or narrows its clip range, in [0, 1]."}
     )
@@ -76,20 +78,9 @@ class A2TGPOConfig(InformationGainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_penalty_in_return("A2TGPO")
-        self.reject_scale_rewards("`alpha`, the weight of the gains beside the normalised outcome")
-        for name in ("gamma", "clip_beta"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
-        if self.turn_group_norm not in ("turn", "pooled"):
-            raise ValueError(f"`turn_group_norm` must be one of turn, pooled, got {self.turn_group_norm!r}.")
-        if self.min_turn_group < 1:
-            raise ValueError(f"`min_turn_group` must be at least 1, got {self.min_turn_group}.")
-
-    _may_have_other_loss = False
-
-    @property
-    def _turn_loss_reason(self) -> str:
-        return "the clip ranges of A2TGPO, which differ between turns whatever the level of the ratio"
+        self.reject_scale_rewards("`alpha`, the weight of the gains in addition to the normalised outcome")
+        check_range(self, "gamma", "clip_beta", least=0, most=1)
+        check_range(self, "min_turn_group", least=1)
 
 
 class A2TGPOTrainer(InformationGainTrainer):
@@ -97,8 +88,8 @@ class A2TGPOTrainer(InformationGainTrainer):
     Trainer for A2TGPO, introduced in [A2TGPO: Agentic Turn-Group Policy Optimization with Adaptive Turn-level
     Clipping](https://huggingface.co/papers/2605.06200).
 
-    Two changes w.r.t. [`AgenticTrainer`]. The credit rule: how much a turn raises the likelihood of the ground-truth
-    answer, compared with the same turn of the prompt's other rollouts, is added to the normalised outcome. The clip
+    Two changes w.r.t. [`AgenticTrainer`]. Credit assignment: how much a turn raises the likelihood of the ground-truth
+    answer, compared with the same turn of the prompt's other rollouts, is added to the normalised outcome. Clip
     range: it is wider for a turn whose gain is high and narrower for one whose gain is low.
 
     Example:
@@ -154,9 +145,10 @@ class A2TGPOTrainer(InformationGainTrainer):
             min_turn_group=args.min_turn_group,
         )
 
-    def turn_metrics(self, batch: TurnBatch, advantages: Tensor) -> dict[str, float]:
-        scales = self.turn_clip_scales(batch)[batch.turn_mask]
-        metrics = super().turn_metrics(batch, advantages)
+    def turn_metrics(self, batch: TurnBatch, credit: TurnCredit) -> dict[str, float]:
+        metrics = super().turn_metrics(batch, credit)
+        assert credit.clip_scales is not None
+        scales = credit.clip_scales[batch.turn_mask]
         if scales.numel():
             metrics["clip_range/low_mean"] = self.epsilon_low * scales.mean().item()
             metrics["clip_range/high_mean"] = self.epsilon_high * scales.mean().item()

@@ -1,4 +1,4 @@
-"""The model card: TRL's, with the environment, the evaluation and the command of the run in it."""
+"""Model card: TRL's card with the environment, the evaluations and the command of the run."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from trl_agentic import __version__
-from trl_agentic.trainers.metrics import EpisodeSummary
-from trl_agentic.trainers.pool import EnvironmentFacts
+from trl_agentic.environments.pool import EnvironmentMetadata
+from trl_agentic.trainers.tracking import EpisodeSummary
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a card tells of an evaluation.
+    """One evaluation in a model card.
 
     Attributes:
         name: heading of its column.
-        environment: where it was played.
-        summaries: the rollouts; one that failed counts as not solved.
+        environment: its environment.
+        summaries: the rollouts; a failed one counts as not solved.
     """
 
     name: str
-    environment: EnvironmentFacts
+    environment: EnvironmentMetadata
     summaries: Sequence[EpisodeSummary]
 
     def rates(self) -> dict[str, tuple[int, int]]:
@@ -40,7 +40,7 @@ class Evaluation:
         return {name: (sum(own), len(own)) for name, own in [*sorted(wins.items()), ("All", everything)]}
 
     def score(self) -> float | None:
-        """Mean of the environment's own grade, `None` if it gives none."""
+        """Mean of the environment's own grade, `None` if there is none."""
         if all(summary.score is None for summary in self.summaries):
             return None
         return sum(summary.score or 0.0 for summary in self.summaries) / len(self.summaries)
@@ -49,23 +49,23 @@ class Evaluation:
 def complete_card(
     file: Path,
     repo: str,
-    environments: Sequence[EnvironmentFacts],
+    environments: Sequence[EnvironmentMetadata],
     evaluations: Sequence[Evaluation],
     settings: Sequence[str],
     command: Sequence[str],
     base_model: str,
     is_adapter: bool,
 ) -> None:
-    """Rewrites a card of TRL's.
+    """Rewrites a card that TRL wrote.
 
     Args:
         file: the card.
         repo: id of the repository, or name of the model.
-        environments: where the policy was trained.
-        evaluations: of several sets of tasks, or at several moments; the last one goes into the metadata.
-        settings: arguments of `trl-agentic evaluate` for prompts and sampling like those of the run's evaluations.
-        command: what started the run, as words.
-        base_model: Hub id or folder of the policy that training began with.
+        environments: training environments.
+        evaluations: evaluations of several task sets, or at several moments; the last one goes into the metadata.
+        settings: arguments of `trl-agentic evaluate` for the prompts and the sampling of the run's evaluations.
+        command: command line of the run, as words.
+        base_model: Hub id or folder of the policy before training.
         is_adapter: whether the model is an adapter on it.
     """
     card = ModelCard.load(file)
@@ -93,7 +93,7 @@ def complete_card(
 
 
 def _introduction(
-    on_hub: str | None, base_model: str, environments: Sequence[EnvironmentFacts], is_adapter: bool
+    on_hub: str | None, base_model: str, environments: Sequence[EnvironmentMetadata], is_adapter: bool
 ) -> str:
     base = f"[{on_hub}](https://huggingface.co/{on_hub})" if on_hub else f"the local policy `{Path(base_model).name}`"
     what = "an adapter on" if is_adapter else "a fine-tuned version of"
@@ -136,7 +136,7 @@ def _results(evaluation: Evaluation) -> list[EvalResult]:
 
 
 def _table(evaluations: Sequence[Evaluation]) -> str:
-    """Success by task type, a column an evaluation."""
+    """Success rates by task type, one column per evaluation."""
     columns = [evaluation.rates() for evaluation in evaluations]
     names = [name for name in dict.fromkeys(name for rates in columns for name in rates) if name != "All"]
     heads = [f"{evaluation.name}: {evaluation.environment}" for evaluation in evaluations]

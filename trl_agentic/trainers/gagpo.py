@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from trl_agentic.credit import anchor_statistics, gagpo_advantages, gagpo_values
-from trl_agentic.trainers.base import AgenticTrainer
+from trl_agentic.trainers.base import AgenticTrainer, TurnCredit
 from trl_agentic.trainers.config import AgenticConfig
+from trl_agentic.trainers.fields import check_range
 from trl_agentic.types import TurnBatch
 
 
 @dataclass
 class GAGPOConfig(AgenticConfig):
     r"""
-    Configuration class for the [`GAGPOTrainer`]: [`AgenticConfig`] with the method's defaults and knobs.
+    Configuration class for the [`GAGPOTrainer`]: [`AgenticConfig`] with the method's defaults and options.
 
-    Each knob is one step of [`~trl_agentic.credit.gagpo_advantages`]; docs/gagpo.md says how sure each default is.
+    Each option is one step of [`~trl_agentic.credit.gagpo_advantages`]; docs/gagpo.md states how certain each default
+    is.
 
     Parameters:
         gamma (`float`, *optional*, defaults to `0.95`):
@@ -83,15 +85,7 @@ class GAGPOConfig(AgenticConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.reject_scale_rewards("`scale_by_std` and `advantage_norm`")
-        for name in ("gamma", "lam"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
-        for name, allowed in (
-            ("advantage_norm", ("group", "anchor", "batch", "none")),
-            ("singleton_value", ("self", "group_mean")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        check_range(self, "gamma", "lam", least=0, most=1)
 
 
 class GAGPOTrainer(AgenticTrainer):
@@ -99,8 +93,8 @@ class GAGPOTrainer(AgenticTrainer):
     Trainer for GAGPO, a critic-free method for agents that act over many turns, introduced in [GAGPO: Generalized
     Advantage Grouped Policy Optimization](https://huggingface.co/papers/2605.13217).
 
-    The only change w.r.t. [`AgenticTrainer`] is the credit rule: the rollouts of a task that pass through one state
-    share their returns as its value, and generalised advantage estimation over turns runs on these values.
+    The only change w.r.t. [`AgenticTrainer`] is the credit assignment: the rollouts of a task that pass through one
+    state share their returns as its value, and generalised advantage estimation over turns runs on these values.
 
     Example:
 
@@ -149,13 +143,13 @@ class GAGPOTrainer(AgenticTrainer):
             episode_advantage_weight=args.episode_advantage_weight,
         )
 
-    def turn_metrics(self, batch: TurnBatch, advantages: Tensor) -> dict[str, float]:
+    def turn_metrics(self, batch: TurnBatch, credit: TurnCredit) -> dict[str, float]:
         states = anchor_statistics(batch)
-        return super().turn_metrics(batch, advantages) | {
+        return super().turn_metrics(batch, credit) | {
             "turns/singleton_frac": states.singleton_frac,
             "turns/group_size": states.group_size,
         }
 
-    def turn_credit(self, batch: TurnBatch) -> dict[str, Tensor]:
+    def turn_diagnostics(self, batch: TurnBatch) -> dict[str, Tensor]:
         returns, values = gagpo_values(batch, self.args.gamma, self.args.singleton_value, self.args.leave_one_out)
-        return super().turn_credit(batch) | {"return": returns, "value": values}
+        return {"return": returns, "value": values}

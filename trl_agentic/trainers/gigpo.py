@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from trl_agentic.credit import anchor_statistics, gagpo_values, gigpo_advantages
-from trl_agentic.trainers.base import AgenticTrainer
+from trl_agentic.trainers.base import AgenticTrainer, TurnCredit
 from trl_agentic.trainers.config import AgenticConfig
+from trl_agentic.trainers.fields import check_range
 from trl_agentic.types import TurnBatch
 
 
 @dataclass
 class GiGPOConfig(AgenticConfig):
     r"""
-    Configuration class for the [`GiGPOTrainer`]: [`AgenticConfig`] with the method's defaults and knobs.
+    Configuration class for the [`GiGPOTrainer`]: [`AgenticConfig`] with the method's defaults and options.
 
     Parameters:
         gamma (`float`, *optional*, defaults to `0.95`):
@@ -39,8 +40,7 @@ class GiGPOConfig(AgenticConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.reject_scale_rewards("`scale_by_std`")
-        if not 0.0 <= self.gamma <= 1.0:
-            raise ValueError(f"`gamma` must lie in [0, 1], got {self.gamma}.")
+        check_range(self, "gamma", least=0, most=1)
 
 
 class GiGPOTrainer(AgenticTrainer):
@@ -48,8 +48,8 @@ class GiGPOTrainer(AgenticTrainer):
     Trainer for GiGPO, introduced in [Group-in-Group Policy Optimization for LLM Agent
     Training](https://huggingface.co/papers/2505.10978).
 
-    The only change w.r.t. [`AgenticTrainer`] is the credit rule: the normalised return of the episode, plus the turn's
-    discounted return compared with those of the other turns that the group played in the same state.
+    The only change w.r.t. [`AgenticTrainer`] is the credit assignment: the normalised return of the episode, plus the
+    turn's discounted return compared with those of the other turns that the group played in the same state.
 
     Args:
         args ([`GiGPOConfig`]):
@@ -80,13 +80,13 @@ class GiGPOTrainer(AgenticTrainer):
             scale_by_std=args.scale_by_std,
         )
 
-    def turn_metrics(self, batch: TurnBatch, advantages: Tensor) -> dict[str, float]:
+    def turn_metrics(self, batch: TurnBatch, credit: TurnCredit) -> dict[str, float]:
         states = anchor_statistics(batch)
-        return super().turn_metrics(batch, advantages) | {
+        return super().turn_metrics(batch, credit) | {
             "turns/singleton_frac": states.singleton_frac,
             "turns/group_size": states.group_size,
         }
 
-    def turn_credit(self, batch: TurnBatch) -> dict[str, Tensor]:
+    def turn_diagnostics(self, batch: TurnBatch) -> dict[str, Tensor]:
         returns, means = gagpo_values(batch, self.args.gamma)
-        return super().turn_credit(batch) | {"return": returns, "value": means}
+        return {"return": returns, "value": means}

@@ -21,13 +21,13 @@ class AgenticGRPOConfig(AgenticConfig):
 
     Parameters:
         penalty_in_return (`bool`, *optional*, defaults to `True`):
-            Whether the penalty of an invalid action is part of the return. It has to be: the turns of an episode share
-            one advantage, so there is no other place for it.
+            Whether the penalty of an invalid action is part of the return. This is required, since the turns of an
+            episode share one advantage.
 
     """
 
     penalty_in_return: bool = field(
-        default=True, metadata={"help": "Whether the penalty is part of the return; it has to be."}
+        default=True, metadata={"help": "Whether the penalty is part of the return; required."}
     )
 
     def __post_init__(self) -> None:
@@ -40,8 +40,8 @@ class AgenticGRPOTrainer(AgenticTrainer):
     Trainer for GRPO over episodes of many turns, introduced in [DeepSeekMath: Pushing the Limits of Mathematical
     Reasoning in Open Language Models](https://huggingface.co/papers/2402.03300).
 
-    The only change w.r.t. [`AgenticTrainer`] is the credit rule: every turn has the normalised return of its episode.
-    With episodes of one turn the loss is that of [`~trl.GRPOTrainer`].
+    The only change w.r.t. [`AgenticTrainer`] is the credit assignment: every turn has the normalised return of its
+    episode. With episodes of one turn the loss is that of [`~trl.GRPOTrainer`].
 
     Args:
         args ([`AgenticGRPOConfig`]):

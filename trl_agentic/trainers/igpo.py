@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from trl_agentic.credit import igpo_advantages
-from trl_agentic.trainers.gain import InformationGainConfig, InformationGainTrainer
+from trl_agentic.trainers.fields import check_range
+from trl_agentic.trainers.information_gain import InformationGainConfig, InformationGainTrainer
 from trl_agentic.types import TurnBatch
 
 
 @dataclass
 class IGPOConfig(InformationGainConfig):
     r"""
-    Configuration class for the [`IGPOTrainer`]: [`InformationGainConfig`] with the method's defaults and knobs.
+    Configuration class for the [`IGPOTrainer`]: [`InformationGainConfig`] with the method's defaults and options.
 
     Parameters:
         gamma (`float`, *optional*, defaults to `1.0`):
             Discount of a turn.
         normalization (`str`, *optional*, defaults to `"joint"`):
-            Whether gains and outcomes of a prompt are normalised together (`"joint"`) or each by themselves
-            (`"separate"`).
+            Whether gains and outcomes of a prompt are normalised together (`"joint"`) or separately (`"separate"`).
 
     """
 
@@ -31,7 +31,7 @@ class IGPOConfig(InformationGainConfig):
     normalization: str = field(
         default="joint",
         metadata={
-            "help": "Whether gains and outcomes are normalised together or each by themselves.",
+            "help": "Whether gains and outcomes are normalised together or separately.",
             "choices": ["joint", "separate"],
         },
     )
@@ -40,10 +40,7 @@ class IGPOConfig(InformationGainConfig):
         super().__post_init__()
         self.require_penalty_in_return("IGPO")
         self.reject_scale_rewards("`normalization`")
-        if not 0.0 <= self.gamma <= 1.0:
-            raise ValueError(f"`gamma` must lie in [0, 1], got {self.gamma}.")
-        if self.normalization not in ("joint", "separate"):
-            raise ValueError(f"`normalization` must be one of joint, separate, got {self.normalization!r}.")
+        check_range(self, "gamma", least=0, most=1)
 
 
 class IGPOTrainer(InformationGainTrainer):
@@ -51,8 +48,8 @@ class IGPOTrainer(InformationGainTrainer):
     Trainer for IGPO, introduced in [Information Gain-based Policy Optimization: A Simple and Effective Approach for
     Multi-Turn LLM Agents](https://huggingface.co/papers/2510.14967).
 
-    The only change w.r.t. [`AgenticTrainer`] is the credit rule: the information gains of the turns and the outcome at
-    the last turn are rewards, normalised over the prompt group; a turn's advantage is the sum of those from it on.
+    The only change w.r.t. [`AgenticTrainer`] is the credit assignment: the information gains of the turns and the
+    outcome at the last turn are rewards, normalised over the prompt group; a turn's advantage is the sum from it on.
 
     Args:
         args ([`IGPOConfig`]):

@@ -21,13 +21,13 @@ class AgenticRLOOConfig(AgenticConfig):
 
     Parameters:
         penalty_in_return (`bool`, *optional*, defaults to `True`):
-            Whether the penalty of an invalid action is part of the return. It has to be: the turns of an episode share
-            one advantage, so there is no other place for it.
+            Whether the penalty of an invalid action is part of the return. This is required, since the turns of an
+            episode share one advantage.
 
     """
 
     penalty_in_return: bool = field(
-        default=True, metadata={"help": "Whether the penalty is part of the return; it has to be."}
+        default=True, metadata={"help": "Whether the penalty is part of the return; required."}
     )
 
     def __post_init__(self) -> None:
@@ -41,9 +41,9 @@ class AgenticRLOOTrainer(AgenticTrainer):
     Trainer for RLOO over episodes of many turns, introduced in [Back to Basics: Revisiting REINFORCE-Style
     Optimization for Learning from Human Feedback in LLMs](https://huggingface.co/papers/2402.14740).
 
-    The only change w.r.t. [`AgenticTrainer`] is the credit rule: every turn has the return of its episode minus the
-    mean return of the other episodes of the task. Ratio, clip range and averaging are those of the other trainers, so
-    that a comparison changes the credit and nothing else.
+    The only change w.r.t. [`AgenticTrainer`] is the credit assignment: every turn has the return of its episode minus
+    the mean return of the other episodes of the task. Ratio, clip range and averaging are those of the other trainers,
+    so that a comparison changes only the credit.
 
     Args:
         args ([`AgenticRLOOConfig`]):

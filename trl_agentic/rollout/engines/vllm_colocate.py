@@ -1,4 +1,4 @@
-"""Sampling by a vLLM engine in this process."""
+"""Inference engine that samples with a vLLM engine in this process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from trl_agentic.rollout.engines.vllm_server import request_parameters
 
 
 class VLLMColocateEngine:
-    """Drives vLLM's engine one step, that is one token of every running request, at a time.
+    """Inference engine that drives vLLM one step, that is one token of every running request, at a time.
 
-    A rollout whose environment answered joins the running batch at the next step. Environments that answer at once are
-    waited for, so that steps are full, and as full in every run.
+    A rollout whose environment has answered joins the running batch at the next step. The engine waits for
+    environments that answer at once, so that steps are full, and equally full in every run.
 
     Args:
         llm (`vllm.LLM`):
@@ -31,7 +31,7 @@ class VLLMColocateEngine:
         policy_step (`int`, *optional*):
             Optimizer step whose weights the engine has.
         group (`torch.distributed.ProcessGroup`, *optional*):
-            The processes that hold one engine together (tensor parallelism). Each takes the requests of all, in one
+            Processes that share one engine (tensor parallelism). Each of them adds the requests of all in the same
             order, and they step together.
     """
 
@@ -65,11 +65,11 @@ class VLLMColocateEngine:
         if (self._running or self._new) and (left := self._patience.left(busy)):
             return left
         self._new.sort(key=lambda request: request.rollout)
-        told = self._exchange(active > 0, self._new)
+        exchanged = self._exchange(active > 0, self._new)
         self._new = []
-        if not any(is_active for is_active, _ in told):
+        if not any(is_active for is_active, _ in exchanged):
             return None
-        for rank, (_, requests) in enumerate(told):
+        for rank, (_, requests) in enumerate(exchanged):
             for request in requests:
                 self._add(f"{rank}-{request.rollout}", request)
         if not self._running:
@@ -82,10 +82,10 @@ class VLLMColocateEngine:
         return 0.0
 
     def mean_logprobs(self, texts: list[tuple[list[int], int]]) -> list[float]:
-        """Mean log-probability of the last ids of each text, at temperature 1 and without filters.
+        """Returns the mean log-probability of the last ids of each text, at temperature 1 and without filters.
 
-        Where a text begins as a rollout did, what the prefix cache holds is not computed again. To be called while
-        nobody samples; by all processes of the `group`, if there is one.
+        The part of a text that the prefix cache holds is not computed again. Must be called while no request runs, and
+        by all processes of the `group` if there is one.
 
         Args:
             texts: ids, fewer than the engine's context holds, and how many of the last of them are scored, fewer than
@@ -96,7 +96,7 @@ class VLLMColocateEngine:
         """
         own = [(tuple(ids), count) for ids, count in texts]
         means: dict[tuple[tuple[int, ...], int], float] = {}
-        # The cache may hold the end of a text, too: then its log-probabilities are not told, but the second time.
+        # vLLM returns no log-probabilities for what its cache holds: such texts are computed a second time without it.
         for skip_cache in (False, True):
             left = [text for text in dict.fromkeys(own) if text not in means]
             for text, mean in zip(left, self._score(left, skip_cache), strict=True):
@@ -105,13 +105,13 @@ class VLLMColocateEngine:
         return [means[text] for text in own]
 
     def close(self) -> None:
-        """Ends what is still running, so that the next engine begins without requests."""
+        """Aborts running requests, so that the next engine starts without any."""
         if self._running:
             self._engine.abort_request(sorted(self._running))
             self._running.clear()
 
     def _score(self, texts: list[tuple[tuple[int, ...], int]], skip_cache: bool) -> list[float | None]:
-        """`None` where the prefix cache holds what would have told it."""
+        """Scores texts; `None` for a text whose last ids are in the prefix cache."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -140,9 +140,9 @@ class VLLMColocateEngine:
     def _exchange(self, active: bool, requests: list[Any]) -> list[tuple[bool, list[Any]]]:
         if self._group is None:
             return [(active, requests)]
-        told: list[Any] = [None] * torch.distributed.get_world_size(self._group)
-        torch.distributed.all_gather_object(told, (active, requests), group=self._group)
-        return told
+        exchanged: list[Any] = [None] * torch.distributed.get_world_size(self._group)
+        torch.distributed.all_gather_object(exchanged, (active, requests), group=self._group)
+        return exchanged
 
     def _add(self, name: str, request: Request) -> None:
         from vllm import SamplingParams
@@ -177,9 +177,9 @@ class VLLMColocateEngine:
 
 
 def _mean_of_last(output: Any, ids: tuple[int, ...]) -> float | None:
-    """Mean log-probability of the last ids of a prompt, `None` if they or the one before them were in the cache.
+    """Mean log-probability of the last ids of a prompt, `None` if one of them or the one before was in the cache.
 
-    What vLLM returns for positions in its cache is undefined, and may be left out: they are counted from the end.
+    vLLM's entries for cached positions are undefined and may be missing, so positions are counted from the end.
     """
     if (output.num_cached_tokens or 0) > len(output.prompt_token_ids) - 1 - len(ids):
         return None

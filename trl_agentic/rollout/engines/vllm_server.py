@@ -1,4 +1,4 @@
-"""Sampling by servers that `vllm serve` started."""
+"""Inference engine that samples with servers started by `vllm serve`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ _TIMEOUT = (10.0, 1800.0)  # seconds to connect, and to wait for a turn: a serve
 
 
 class VLLMServerEngine:
-    """Every turn is a request of its own to `/v1/completions`: ids in, ids and log-probabilities out.
+    """Inference engine that sends every turn as one request to `/v1/completions`: ids in, ids and logprobs out.
 
-    The turns of a rollout go to the same server, where its context is in the prefix cache. Nothing here is a
+    All turns of a rollout go to the same server, which has its context in the prefix cache. Nothing here is a
     collective operation: processes that share a server may take different numbers of turns. A request that fails with
-    status 500 to 504 is sent again. If a connection fails, the server may have lost the weights that it was sent: its
-    requests, new ones too, wait until it answers and `on_return` has seen to them, and are sent then.
+    status 500 to 504 is sent again. If a connection breaks, the server may have been restarted without the weights
+    that it was sent: its requests, new ones included, wait until it answers, `check` decides whether it still has the
+    weights, and they are sent again.
 
     Args:
         urls (`list[str]`):
             Base URLs of the servers, such as `"http://localhost:8000"`.
         model (`str`):
-            Name by which the servers know the model.
+            Name of the model in requests.
         eos_token_ids (`list[int]`):
             Ids that end a turn.
         sampling ([`Sampling`]):
@@ -37,14 +38,14 @@ class VLLMServerEngine:
         policy_step (`int`, *optional*):
             Optimizer step whose weights the servers have.
         concurrency (`int`, *optional*, defaults to `256`):
-            Requests of this process that may be on their way at a time.
+            Maximum number of requests of this process at the same time.
         attempts (`int`, *optional*, defaults to `6`):
-            Times that a request is sent before its failure ends the rollouts, with pauses of 0, 1, 2, 4 ... seconds.
-        patience (`float`, *optional*, defaults to `240.0`):
+            How often a request is sent before its failure ends the rollouts, with pauses of 0, 1, 2, 4 ... seconds.
+        timeout (`float`, *optional*, defaults to `240.0`):
             Seconds to wait for a server that does not answer.
-        on_return (`Callable[[str], None]`, *optional*):
-            Called with the base URL of a server that answers again, in another thread, before it gets a request; an
-            error ends the rollouts. If `None`, a connection that fails ends them.
+        check (`Callable[[str], None]`, *optional*):
+            Called, in a thread, with the base URL of a server that answers again after a broken connection. If the
+            server lost the weights, it raises an error, which ends the rollouts. Without it, they end in any case.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class VLLMServerEngine:
         policy_step: int | None = None,
         concurrency: int = 256,
         attempts: int = 6,
-        patience: float = 240.0,
-        on_return: Callable[[str], None] | None = None,
+        timeout: float = 240.0,
+        check: Callable[[str], None] | None = None,
     ):
         import requests
         from requests.adapters import HTTPAdapter
@@ -66,8 +67,8 @@ class VLLMServerEngine:
 
         self._urls = [url.rstrip("/") for url in urls]
         self._locks = [Lock() for _ in urls]
-        self._returns = [0] * len(urls)  # how often each has come back
-        self._attempts, self._patience, self._on_return = attempts, patience, on_return
+        self._recoveries = [0] * len(urls)  # interrupted connections of each server that were recovered
+        self._attempts, self._timeout, self._check = attempts, timeout, check
         self._closed = False
         self._eos_token_ids = frozenset(eos_token_ids)
         self._policy_step = policy_step
@@ -77,7 +78,7 @@ class VLLMServerEngine:
             **request_parameters(sampling, eos_token_ids),
             **(extra or {}),
         }
-        # A request has a seed, so that sending it twice is harmless.
+        # A request has a seed, so sending it twice is harmless.
         retry = Retry(
             total=attempts - 1,
             connect=0,
@@ -98,11 +99,11 @@ class VLLMServerEngine:
         answer.add_done_callback(lambda answer: done(_closed()) if answer.cancelled() else None)
 
     def step(self, active: int, busy: int) -> float | None:
-        """See [`Engine`]. The work is done elsewhere."""
+        """See [`Engine`]. The servers do the work."""
         return math.inf if active else None
 
     def close(self) -> None:
-        """Drops requests that have not been sent, and the connections. Whoever waits for one of them is told."""
+        """Drops requests that have not been sent, which fail, and the connections."""
         self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._session.close()
@@ -128,7 +129,7 @@ class VLLMServerEngine:
         answer = response.json()
         choice = answer["choices"][0]
         if choice.get("finish_reason") == "abort":
-            raise RuntimeError(f"The vLLM server at {url} was told to abort a request, so that its turn is cut off.")
+            raise RuntimeError(f"The vLLM server at {url} aborted a request, so its turn is incomplete.")
         ids = choice["token_ids"]
         logprobs = [math.nan if value is None else value for value in choice["logprobs"]["token_logprobs"]]
         details = (answer.get("usage") or {}).get("prompt_tokens_details") or {}
@@ -145,34 +146,34 @@ class VLLMServerEngine:
 
         sent = 0
         while True:
-            with self._locks[server]:  # somebody may be bringing it back
-                returns = self._returns[server]
+            with self._locks[server]:  # another thread may be waiting for its recovery
+                recoveries = self._recoveries[server]
             sent += 1
             try:
                 return self._session.post(f"{self._urls[server]}/v1/completions", json=body, timeout=_TIMEOUT)
             except requests.ConnectionError as error:
                 with self._locks[server]:
-                    if self._returns[server] == returns:  # the first to notice
-                        self._bring_back(server, error, is_last=sent >= self._attempts)
-                        self._returns[server] += 1
+                    if self._recoveries[server] == recoveries:  # the first thread that noticed
+                        self._recover(server, error, is_last=sent >= self._attempts)
+                        self._recoveries[server] += 1
 
-    def _bring_back(self, server: int, error: Exception, is_last: bool) -> None:
+    def _recover(self, server: int, error: Exception, is_last: bool) -> None:
         url = self._urls[server]
-        if self._on_return is None or is_last:
+        if self._check is None or is_last:
             raise ConnectionError(
-                f"The vLLM server at {url} broke off a request. It may have lost the weights that it was sent. Once "
-                "it is back, go on from the last checkpoint (`resume_from_checkpoint`)."
+                f"The vLLM server at {url} interrupted a request. It may have lost the weights that it was sent. "
+                "Once it answers again, continue from the last checkpoint (`resume_from_checkpoint`)."
             ) from error
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + self._timeout
         while not is_up(url):
             if self._closed or time.monotonic() >= deadline:
                 raise ConnectionError(
-                    f"The vLLM server at {url} went away and did not answer again within {self._patience:g} seconds "
-                    "(`vllm_server_timeout`). Start it again, and go on from the last checkpoint "
+                    f"The vLLM server at {url} stopped answering for {self._timeout:g} seconds "
+                    "(`vllm_server_timeout`). Start it again and continue from the last checkpoint "
                     "(`resume_from_checkpoint`)."
                 ) from error
             time.sleep(0.5)
-        self._on_return(url)
+        self._check(url)
 
 
 def _closed() -> Exception:
@@ -190,7 +191,7 @@ def is_up(url: str) -> bool:
 
 
 def request_parameters(sampling: Sampling, eos_token_ids: list[int]) -> dict[str, Any]:
-    """vLLM's sampling parameters, all of them set: what a checkpoint's generation_config.json asks for has no say."""
+    """vLLM's sampling parameters. All are set, so that a checkpoint's generation_config.json has no effect."""
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -198,6 +199,6 @@ def request_parameters(sampling: Sampling, eos_token_ids: list[int]) -> dict[str
         "min_p": sampling.min_p or 0.0,
         "repetition_penalty": sampling.repetition_penalty,
         "stop_token_ids": list(eos_token_ids),
-        "ignore_eos": True,  # of vLLM's own idea of it
+        "ignore_eos": True,  # vLLM's own end-of-sequence ids
         "logprobs": 0,  # of the sampled token
     }

@@ -1,4 +1,4 @@
-"""What must hold of vLLM before training, and the commands that mend it."""
+"""Preflight checks for vLLM, each with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,24 @@ SUPPORTED = ("0.22.0", "0.31.0")  # by TRL 1.16
 _PROBE = "You see a cabinet 1, and a shelf 20. Answer: <tool_call>\n{\"name\": 'open'}\n\u00e9"
 
 
+def prepare_vllm(args: AgenticConfig, model: Any) -> None:
+    """Runs the checks, if the run uses vLLM, and sets the server that TRL connects to.
+
+    Args:
+        args: arguments of the trainer.
+        model: the policy, or its name.
+
+    Raises:
+        ImportError, ConnectionError, ValueError: as in [`check_vllm`].
+    """
+    if args.use_vllm:
+        check_vllm(args, model if isinstance(model, str) else model.config._name_or_path)
+        if args.vllm_server_base_urls:
+            args.vllm_server_base_url = server_urls(args)[0]
+
+
 def check_vllm(args: AgenticConfig, model: str) -> None:
-    """Fails if vLLM is not installed or too old or new, or a server of `args` does not answer or cannot be trained.
+    """Checks that vLLM is installed in a supported version, and that the servers of `args` answer and take weights.
 
     Args:
         args: arguments of the trainer, with `use_vllm`.
@@ -28,7 +44,7 @@ def check_vllm(args: AgenticConfig, model: str) -> None:
     Raises:
         ImportError: vLLM is missing or its version is not supported.
         ConnectionError: a server does not answer within `vllm_server_timeout` seconds.
-        ValueError: a server lacks what weight transfer or the importance correction needs.
+        ValueError: a server does not support weight transfer or the importance correction.
     """
     try:
         version = metadata.version("vllm")
@@ -56,13 +72,13 @@ def server_urls(args: AgenticConfig) -> list[str]:
 
 
 def served_models(urls: list[str]) -> list[dict[str, Any]]:
-    """What each server says of its model: `id` (its name in requests) and `max_model_len`."""
+    """Model of each server: `id` (its name in requests) and `max_model_len`."""
     return [_get(f"{url}/v1/models").json()["data"][0] for url in urls]
 
 
 def server_start(url: str, args: AgenticConfig, model: str) -> float:
-    """When a server's process began, in seconds since 1970. Another time than before means that it was started anew,
-    with the weights of its checkpoint.
+    """Start time of a server's process, in seconds since 1970. A different time than before means a restart, after
+    which the server has the weights of its checkpoint.
 
     Args:
         url: its base URL.
@@ -71,7 +87,7 @@ def server_start(url: str, args: AgenticConfig, model: str) -> float:
 
     Raises:
         ConnectionError: it does not answer within `vllm_server_timeout` seconds.
-        ValueError: it does not tell.
+        ValueError: it does not report one.
     """
     line = _line(url, args, model)
     _wait_until_up(url, args.vllm_server_timeout, line)
@@ -79,16 +95,16 @@ def server_start(url: str, args: AgenticConfig, model: str) -> float:
         if metric.startswith("process_start_time_seconds"):
             return float(metric.split()[-1])
     raise ValueError(
-        f"The vLLM server at {url} does not tell when it was started (no process_start_time_seconds in its /metrics), "
-        "so that it could lose the weights that it was sent unseen. Servers with several API servers do not. Start it "
-        f"with:\n{line}"
+        f"The vLLM server at {url} does not report when it was started (no process_start_time_seconds in its "
+        "/metrics), so that a restart, which loses the weights that it was sent, would go unnoticed. Servers with "
+        f"several API servers do not report it. Start it with:\n{line}"
     )
 
 
 def check_served_model(
     urls: list[str], args: AgenticConfig, config: Any, tokenizer: PreTrainedTokenizerBase, model: str
 ) -> None:
-    """Fails if a server has another model or another tokenizer than the trainer.
+    """Checks that the servers have the model and the tokenizer of the trainer.
 
     Args:
         urls: base URLs of the servers.
@@ -99,7 +115,7 @@ def check_served_model(
 
     Raises:
         ValueError: the sizes of the models or the ids of a text differ, or `max_context_length` is more than a server
-            takes.
+            supports.
     """
     import requests
 
@@ -118,7 +134,7 @@ def check_served_model(
         ours = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
         if answer.status_code != 200 or answer.json()["tokens"] != ours:
             raise ValueError(
-                f"The vLLM server at {url} has another tokenizer than the policy {model!r}: the same text gives other "
+                f"The vLLM server at {url} has another tokenizer than the policy {model!r}: the same text has other "
                 f"ids. Start it with the policy's model and tokenizer:\n{line}"
             )
         if args.max_context_length is not None and args.max_context_length > served["max_model_len"]:
@@ -129,7 +145,7 @@ def check_served_model(
 
 
 def _config(name: str) -> Any:
-    """Text configuration of a model by the server's name of it, `None` if that is no name on this machine."""
+    """Text configuration of a model by the name it has on the server, `None` if this machine does not know it."""
     try:
         return AutoConfig.from_pretrained(name).get_text_config()
     except (OSError, ValueError):
@@ -141,12 +157,12 @@ def _check_server(url: str, args: AgenticConfig, model: str) -> None:
     _wait_until_up(url, args.vllm_server_timeout, line)
     info = _server_info(url, line)
     if info["weight_transfer_config"] is None:
-        raise ValueError(f"The vLLM server at {url} takes no weights from a trainer. Start it with:\n{line}")
+        raise ValueError(f"The vLLM server at {url} does not accept weights from a trainer. Start it with:\n{line}")
     mode = info["model_config"]["logprobs_mode"]
     if args.vllm_importance_sampling_correction and mode != "processed_logprobs":
         raise ValueError(
-            f"The vLLM server at {url} tells log-probabilities as {mode!r}, before temperature and filters, which the "
-            f"importance correction cannot use. Start it with:\n{line}"
+            f"The vLLM server at {url} reports log-probabilities as {mode!r}, before temperature and filters, which "
+            f"the importance correction cannot use. Start it with:\n{line}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Updates that are not finite: found before the optimizer steps, with the rollouts that caused them."""
+"""Callback that finds updates that are not finite, before the optimizer step, and names their rollouts."""
 
 from __future__ import annotations
 
@@ -19,47 +19,51 @@ from trl_agentic.types import Trajectory
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED = 10
-"""Updates that may be skipped one after another before the run stops."""
+"""Maximum number of consecutive updates that are skipped before the run stops."""
 
 
 class NonFiniteGuard(TrainerCallback):
-    """Looks at losses, log-probabilities and the gradient of an update, and stops the run or skips the update.
+    """Callback that checks losses, log-probabilities and the gradient of an update, and stops the run or skips it.
 
     Nothing is read back from the device until the gradients of the update are complete.
 
     Args:
-        rule: `"stop"` or `"skip"`.
-        gradients: whether to look at the gradient; not where a loss scaler does, for which an infinite one is usual.
+        action: `"stop"` or `"skip"`.
+        gradients: whether to check the gradient; off with a loss scaler, for which an infinite gradient is normal.
     """
 
-    def __init__(self, rule: str, gradients: bool = True):
-        self._rule = rule
+    def __init__(self, action: str, gradients: bool = True):
+        self._action = action
         self._gradients = gradients
         self._seen: list[tuple[Tensor, Tensor]] = []
         self.sampled: tuple[int, Sequence[Trajectory]] = 0, ()
-        """Rollouts that this process sampled last, after the number of the first in the global batch."""
+        """Index of this process's first rollout in the global batch, and the rollouts of the last generation."""
         self._skipped_in_a_row = 0
         self.grad_norm: Any = None
         """Norm of the gradient of the update, before it was clipped."""
-        self.skipped = 0
-        """Updates skipped since this was last set to 0."""
+        self._skipped = 0
 
-    def hold(self, first: int, trajectories: Sequence[Trajectory]) -> None:
-        """Takes the rollouts that this process sampled, to be named if they do harm.
+    def start_batch(self, first: int, trajectories: Sequence[Trajectory]) -> None:
+        """Starts a generation. Its rollouts are named if they cause an update that is not finite.
 
         Args:
-            first: number of the first in the global batch.
+            first: index of the first rollout in the global batch.
             trajectories: the rollouts.
         """
         self.sampled = first, trajectories
 
-    def note(self, loss: Tensor, inputs: dict[str, Tensor], logps: Tensor | None) -> None:
-        """Takes what is known of a micro-batch after its forward pass.
+    def take_skipped(self) -> int:
+        """Returns the number of updates that were skipped since the last call."""
+        skipped, self._skipped = self._skipped, 0
+        return skipped
+
+    def record(self, loss: Tensor, inputs: dict[str, Tensor], logps: Tensor | None) -> None:
+        """Records a micro-batch after its forward pass.
 
         Args:
             loss: loss of the micro-batch, a scalar.
             inputs: the micro-batch: `tool_mask` (B, T), `rollout_ids` (B,), perhaps `old_per_token_logps` (B, T).
-            logps (`Tensor` of shape (B, T)): log-probabilities, `None` where they are not at hand.
+            logps (`Tensor` of shape (B, T)): log-probabilities, `None` if unknown.
         """
         finite = torch.isfinite(loss.detach())
         blamed = torch.zeros_like(inputs["rollout_ids"], dtype=torch.bool)
@@ -67,14 +71,14 @@ class NonFiniteGuard(TrainerCallback):
             ratio = (logps - inputs.get("old_per_token_logps", logps)).exp()  # NaN and infinity pass through
             wrong = (~torch.isfinite(ratio) | ~torch.isfinite(logps)) & inputs["tool_mask"].bool()
             blamed = wrong.any(dim=1)
-        blamed = blamed | (~finite & ~blamed.any())  # if no row is to blame, all of them are
+        blamed = blamed | (~finite & ~blamed.any())  # if no row can be blamed, all of them are
         self._seen.append((blamed, inputs["rollout_ids"]))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Decides about the update. The same on every process.
+        """Decides about the update, in the same way on every process.
 
         Raises:
-            FloatingPointError: the update is not finite, and the rule is to stop or the last updates were skipped too.
+            FloatingPointError: the update is not finite, and the action is to stop or too many updates were skipped.
         """
         seen, self._seen = self._seen, []
         rows = torch.cat([blamed for blamed, _ in seen]).sum() if seen else torch.zeros(())
@@ -88,13 +92,13 @@ class NonFiniteGuard(TrainerCallback):
         tasks = dict(gather_object(self._tasks_of(blamed)))
         names = [f"rollout {number} of the batch{tasks.get(number, '')}" for number in sorted(blamed)]
         what = "The loss or a log-probability" if rows_everywhere else "The gradient"
-        where = ", ".join(names) or "every loss was finite, so no rollout stands out"
+        where = ", ".join(names) or "every loss was finite, so no rollout can be named"
         message = f"{what} of update {state.global_step + 1} is not finite: {where}."
         self._skipped_in_a_row += 1
-        if self._rule == "stop" or self._skipped_in_a_row > MAX_SKIPPED:
+        if self._action == "stop" or self._skipped_in_a_row > MAX_SKIPPED:
             advice = (
                 "set `nonfinite_update='skip'` to leave such updates out"
-                if self._rule == "stop"
+                if self._action == "stop"
                 else f"{MAX_SKIPPED} updates before it were skipped, so skipping does not help"
             )
             raise FloatingPointError(
@@ -102,12 +106,12 @@ class NonFiniteGuard(TrainerCallback):
                 f"`max_grad_norm`, use float32 or bfloat16, look for broken weights in the model; {advice}."
             )
         logger.warning("%s The update is skipped.", message)
-        self.skipped += 1
+        self._skipped += 1
         if self._gradients:  # without gradients an optimizer leaves weights and moments as they are
             kwargs["model"].zero_grad(set_to_none=True)
 
     def _tasks_of(self, blamed: set[int]) -> list[tuple[int, str]]:
-        """Those of this process's rollouts that are to blame, with their tasks in words."""
+        """Blamed rollouts of this process, with their tasks as text."""
         first, trajectories = self.sampled
         return [
             (number, f" (task {str(trajectory.task)[:200]})")

@@ -1,4 +1,4 @@
-"""Turn axis <-> token axis, from recorded spans; and recorded trajectories -> [`~types.TurnBatch`].
+"""Turn axis <-> token axis; and recorded trajectories -> [`~types.TurnBatch`].
 
 Turn tensors have shape (B, K), token tensors (B, T). `turn_ids` (B, T) joins them: the turn of each generated token,
 -1 for all others.
@@ -13,61 +13,20 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from .types import StopReason, Trajectory, TurnBatch
+from trl_agentic.types import StopReason, Trajectory, TurnBatch
 
 
 NO_STATE = -1
 
 
-def spans_to_turn_ids(
-    spans: Sequence[Sequence[tuple[int, int]]],
-    length: int,
-    first_turns: Sequence[int] | None = None,
-) -> Tensor:
-    """Turn of each token of each row.
-
-    Args:
-        spans (B sequences of `(start, end)`): half-open token ranges of the actions in each row, in the order of the
-            turns and without overlap. An empty range is a turn without tokens.
-        length (`int`): T, tokens per row.
-        first_turns (B `int`s, *optional*, defaults to zeros): number, in its rollout, of the first turn in each row.
-            Span j of row i is turn `first_turns[i] + j`.
-
-    Returns:
-        `Tensor` of shape (B, T), int64: -1 outside the actions.
-
-    Raises:
-        ValueError: a span leaves [0, length], ends before it starts or starts before the one before ends; or
-        `first_turns`
-            has another length than `spans` or a negative number.
-    """
-    if first_turns is None:
-        first_turns = [0] * len(spans)
-    if len(first_turns) != len(spans):
-        raise ValueError(f"first_turns must hold one number per row ({len(spans)}), got {len(first_turns)}.")
-    turn_ids = torch.full((len(spans), length), -1, dtype=torch.int64)
-    for row, (row_spans, first) in enumerate(zip(spans, first_turns, strict=True)):
-        if first < 0:
-            raise ValueError(f"first_turns[{row}] must not be negative, got {first}.")
-        free = 0
-        for j, (start, end) in enumerate(row_spans):
-            if not free <= start <= end <= length:
-                raise ValueError(
-                    f"spans[{row}][{j}] = ({start}, {end}) must be an ordered pair of bounds in [{free}, {length}]."
-                )
-            turn_ids[row, start:end] = first + j
-            free = end
-    return turn_ids
-
-
 def spread_to_tokens(values: Tensor, turn_ids: Tensor, fill: float = 0.0) -> Tensor:
-    """Give every token the value of its turn.
+    """Gives every token the value of its turn.
 
     out[i, t] = values[i, turn_ids[i, t]], or `fill` where turn_ids[i, t] = -1
 
     Args:
-        values (`Tensor` of shape (B, K)): one value per turn. Where rows are not rollouts, index the rollouts' values
-            with the rollout of each row first.
+        values (`Tensor` of shape (B, K)): one value per turn. If rows are not rollouts, first index the
+            rollouts' values with the rollout of each row.
         turn_ids (`Tensor` of shape (B, T), int): in [-1, K).
         fill (`float`, *optional*, defaults to 0.0): value of tokens outside all turns (1.0 for clip scales).
 
@@ -85,10 +44,10 @@ def spread_to_tokens(values: Tensor, turn_ids: Tensor, fill: float = 0.0) -> Ten
 
 
 def gather_to_turns(token_values: Tensor, turn_ids: Tensor, num_turns: int, reduce: str = "mean") -> Tensor:
-    """Sum or mean of the values of each turn's tokens.
+    """Computes the sum or mean of the values of each turn's tokens.
 
     Args:
-        token_values (`Tensor` of shape (B, T), float): what stands where `turn_ids` is -1 is not read.
+        token_values (`Tensor` of shape (B, T), float): values where `turn_ids` is -1 are not read.
         turn_ids (`Tensor` of shape (B, T), int): in [-1, num_turns).
         num_turns (`int`): K.
         reduce (`str`, *optional*, defaults to `"mean"`): `"mean"` or `"sum"`.
@@ -116,7 +75,7 @@ def gather_to_turns(token_values: Tensor, turn_ids: Tensor, num_turns: int, redu
 
 
 def anchor_id(state: str) -> int:
-    """Integer name of an anchor state: the first 63 bits of its BLAKE2b hash, the same in every process.
+    """Returns the integer id of an anchor state: the first 63 bits of its BLAKE2b hash, the same in every process.
 
     Returns:
         `int` in [0, 2**63), so that it fits an int64 tensor and never is -1.
@@ -127,7 +86,7 @@ def anchor_id(state: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TurnRecord:
-    """What a credit rule needs to know of one rollout: numbers only, cheap to send between processes.
+    """Numbers of one rollout that an algorithm reads, cheap to send between processes.
 
     Args:
         group_id (`int`): equal for the rollouts of one prompt.
@@ -136,9 +95,7 @@ class TurnRecord:
         terminated (`bool`): the episode ended inside the task.
         final_anchor_id (`int`, *optional*, defaults to -1): state after the last turn; -1 where there is none.
         information_gain (`tuple[float, ...]`, *optional*): NaN for a turn without gain.
-        outcome (`float`, *optional*): outcome reward of the rollout, apart from `rewards`.
-        answered (`bool`, *optional*): the last turn is an answer turn.
-        penalties (`tuple[float, ...]`, *optional*): what each turn costs by itself, no part of `rewards`.
+        penalties (`tuple[float, ...]`, *optional*): cost of each turn itself, no part of `rewards`.
 
     Raises:
         ValueError: `anchor_ids`, `penalties` or `information_gain` has another length than `rewards`.
@@ -150,8 +107,6 @@ class TurnRecord:
     terminated: bool
     final_anchor_id: int = NO_STATE
     information_gain: tuple[float, ...] | None = None
-    outcome: float | None = None
-    answered: bool | None = None
     penalties: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -167,15 +122,13 @@ def turn_record(
     trajectory: Trajectory,
     group_id: int,
     information_gain: Sequence[float] | None = None,
-    outcome: float | None = None,
-    answered: bool | None = None,
     penalties: Sequence[float] | None = None,
 ) -> TurnRecord:
-    """Reduce a trajectory to the numbers that credit rules read.
+    """Reduces a trajectory to the numbers that algorithms read.
 
     Args:
         trajectory ([`~types.Trajectory`]): a finished rollout.
-        group_id, information_gain, outcome, answered, penalties: as in [`TurnRecord`].
+        group_id, information_gain, penalties: as in [`TurnRecord`].
     """
     terminated = trajectory.stop_reason is StopReason.TERMINATED
     final = trajectory.final_anchor_state
@@ -186,14 +139,12 @@ def turn_record(
         terminated=terminated,
         final_anchor_id=NO_STATE if terminated or final is None else anchor_id(final),
         information_gain=None if information_gain is None else tuple(float(gain) for gain in information_gain),
-        outcome=outcome,
-        answered=answered,
         penalties=None if penalties is None else tuple(float(penalty) for penalty in penalties),
     )
 
 
 def turn_batch(records: Sequence[TurnRecord]) -> TurnBatch:
-    """Stack records of rollouts, right-padded to the longest (K is at least 1).
+    """Stacks records of rollouts, right-padded to the longest (K is at least 1).
 
     Args:
         records (B [`TurnRecord`]s): of one batch; row i of every tensor is record i.
@@ -223,8 +174,6 @@ def turn_batch(records: Sequence[TurnRecord]) -> TurnBatch:
             penalties[row, :turns] = torch.tensor(record.penalties, dtype=torch.float32)
     has_penalties = _all_or_none("penalties", [record.penalties is not None for record in records])
     has_gain = _all_or_none("information_gain", [record.information_gain is not None for record in records])
-    has_outcome = _all_or_none("outcome", [record.outcome is not None for record in records])
-    has_answered = _all_or_none("answered", [record.answered is not None for record in records])
     return TurnBatch(
         rewards=rewards,
         turn_mask=turn_mask,
@@ -232,26 +181,9 @@ def turn_batch(records: Sequence[TurnRecord]) -> TurnBatch:
         anchor_ids=anchor_ids,
         terminated=torch.tensor([record.terminated for record in records], dtype=torch.bool),
         information_gain=gains if has_gain else None,
-        outcomes=torch.tensor([record.outcome for record in records], dtype=torch.float32) if has_outcome else None,
-        answered=torch.tensor([record.answered for record in records], dtype=torch.bool) if has_answered else None,
         final_anchor_ids=torch.tensor([record.final_anchor_id for record in records], dtype=torch.int64),
         penalties=penalties if has_penalties else None,
     )
-
-
-def turn_batch_from_trajectories(trajectories: Sequence[Trajectory], group_ids: Sequence[int]) -> TurnBatch:
-    """[`~types.TurnBatch`] of recorded trajectories, without gains or outcomes.
-
-    Args:
-        trajectories (B [`~types.Trajectory`]s): finished rollouts.
-        group_ids (B `int`s): equal for the rollouts of one prompt.
-
-    Raises:
-        ValueError: `group_ids` has another length than `trajectories`, or a reward is not finite.
-    """
-    if len(group_ids) != len(trajectories):
-        raise ValueError(f"group_ids must hold one id per trajectory ({len(trajectories)}), got {len(group_ids)}.")
-    return turn_batch([turn_record(t, group_id) for t, group_id in zip(trajectories, group_ids, strict=True)])
 
 
 def _all_or_none(name: str, given: list[bool]) -> bool:

@@ -1,4 +1,4 @@
-"""The environments of a trainer: made by factories, checked once, reused from batch to batch."""
+"""Environment pool of a trainer: environments are made by factories, checked once and reused for every batch."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class EnvironmentFacts:
-    """What a model card tells of an environment.
+class EnvironmentMetadata:
+    """Environment metadata for the model card.
 
     Attributes:
         name: name of its class.
         split: its attribute `split`, `None` if it has none.
-        arguments: what `trl-agentic evaluate --environment` takes to make it; `None` if that cannot: it is tool-style,
-            or its class is not at the top of a module that others can import.
+        arguments: arguments of `trl-agentic evaluate --environment` that make it; `None` if it cannot: the environment
+            is tool-style, or its class is not at the top level of an importable module.
     """
 
     name: str
@@ -47,7 +47,7 @@ class EnvironmentFacts:
 
 
 class EnvironmentPool:
-    """Hands out one environment for each rollout and grows when a batch needs more.
+    """Pool that provides one environment for each rollout and grows when a batch needs more.
 
     Args:
         factory (`Callable` or `dict[str, Callable]`):
@@ -87,7 +87,9 @@ class EnvironmentPool:
         self._handles: dict[str | None, list[EnvironmentHandle]] = {name: [] for name in self._factories}
         self._probes = {name: make() for name, make in self._factories.items()}
         self._tools: dict[str | None, list[Callable[..., Any]]] = {}
-        self._ahead: tuple[list[dict[str, Any]], list[EnvironmentHandle]] | None = None
+        self._reserved: tuple[int, list[EnvironmentHandle]] | None = None  # of a generation number
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._chat_template_kwargs: dict[str, Any] | None = None
         if self.uses_tools and options.kind == "process":
             raise ValueError(
                 "`environment_workers='process'` is not for tool-style environments: reward functions read the "
@@ -99,19 +101,23 @@ class EnvironmentPool:
         """Whether an environment is tool-style."""
         return any(_is_tool_style(probe) for probe in self._probes.values())
 
-    def facts(self, name: str | None) -> EnvironmentFacts:
-        """What can be told of the environment of that name. Arguments are those of a `partial`."""
+    def use_chat(self, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None) -> None:
+        """Sets the tokenizer and the chat template arguments that tool-style environments parse answers with."""
+        self._tokenizer, self._chat_template_kwargs = tokenizer, chat_template_kwargs
+
+    def metadata(self, name: str | None) -> EnvironmentMetadata:
+        """Metadata of the environment of that name. Arguments are those of a `partial`."""
         probe, factory = self._probes[name], self._factories[name]
         kind = type(probe)
-        facts = EnvironmentFacts(kind.__name__, getattr(probe, "split", None), None)
+        metadata = EnvironmentMetadata(kind.__name__, getattr(probe, "split", None), None)
         if _is_tool_style(probe) or kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
-            return facts
+            return metadata
         is_ours = kind.__module__.startswith("trl_agentic.environments.")
-        own = facts.tag if is_ours else f"{kind.__module__}:{kind.__qualname__}"
+        own = metadata.tag if is_ours else f"{kind.__module__}:{kind.__qualname__}"
         options = factory.keywords if isinstance(factory, partial) else {}
-        told = {key: value for key, value in options.items() if isinstance(value, str | int | float)}
-        words = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in told.items()]
-        return EnvironmentFacts(facts.name, facts.split, shlex.join([own, *words]))
+        simple = {key: value for key, value in options.items() if isinstance(value, str | int | float)}
+        words = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in simple.items()]
+        return EnvironmentMetadata(metadata.name, metadata.split, shlex.join([own, *words]))
 
     def is_tool_style(self, row: dict[str, Any]) -> bool:
         """Whether the environment that a row selects is tool-style."""
@@ -128,7 +134,7 @@ class EnvironmentPool:
             if not callable(getattr(probe, "tasks", None)):
                 raise ValueError(
                     f"`train_dataset` is missing and {type(probe).__name__} has no method `tasks() -> list[dict]`: "
-                    "pass a dataset with one row a task, or define `tasks`."
+                    "pass a dataset with one row per task, or define `tasks`."
                 )
             own = list(probe.tasks())
             if not own:
@@ -136,17 +142,22 @@ class EnvironmentPool:
             rows += [{**row, "environment": name} for row in own] if self._routed else own
         return rows
 
-    def check(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Checks each environment on its first row. Errors are those of [`check_environment`].
+    def check(self, rows: Iterable[dict[str, Any]], names: Iterable[str | None] = ()) -> None:
+        """Plays a short episode in each environment that `rows` select, on the first such row.
+
+        Args:
+            rows: dataset rows.
+            names: further values of the column `environment`, which must exist.
 
         Raises:
-            ValueError: a row selects an environment that there is none of.
+            ValueError: a row selects an environment that does not exist, or as in [`check_environment`].
+            TypeError: as in [`check_environment`].
         """
         checked: set[str | None] = set()
         for row in rows:
             name = self.name(row)
-            probe = self._probes[name]
-            if name not in checked and not _is_tool_style(probe):
+            if name not in checked and not _is_tool_style(self._probes[name]):
+                probe = self._probes[name]
                 check_methods(probe)
                 handle = EnvironmentHandle(self._factories[name], replace(self._options, retries=0))
                 try:
@@ -155,7 +166,9 @@ class EnvironmentPool:
                     handle.close()
             checked.add(name)
             if len(checked) == len(self._factories):
-                return
+                break
+        for name in names:
+            self.name({"environment": name})
 
     def name(self, row: dict[str, Any]) -> str | None:
         """Name of the environment that a row selects, `None` if there is only one."""
@@ -170,84 +183,74 @@ class EnvironmentPool:
         return name
 
     def reset_arguments(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The columns that `reset` gets.
+        """Columns that are passed to `reset`.
 
-        All of them, if there is one environment. With a dictionary neither `environment`, which only routes, nor
-        columns that are `None`: environments that share a table need not share its columns.
+        With one environment these are all columns. With a dictionary, `environment`, which only routes, and columns
+        that are `None` are left out: environments that share a table need not share its columns.
         """
         if not self._routed:
             return dict(row)
         return {key: value for key, value in row.items() if key != "environment" and value is not None}
 
-    def take(
-        self,
-        rows: list[dict[str, Any]],
-        tokenizer: PreTrainedTokenizerBase,
-        chat_template_kwargs: dict[str, Any] | None = None,
-    ) -> list[EnvironmentHandle]:
-        """One environment for each row, all different; they are taken again by the next call.
+    def take(self, rows: list[dict[str, Any]]) -> list[EnvironmentHandle]:
+        """Returns one environment for each row, all different. The next call may return the same ones again.
 
-        Those of [`reserve`] are kept for the very list of rows that it was given.
+        Environments that [`reserve`] holds back are not among them.
         """
-        kept: list[EnvironmentHandle] = []
-        if self._ahead is not None:
-            known, kept = self._ahead
-            if known is rows:
-                self._ahead = None
-                return kept
+        reserved = self._reserved[1] if self._reserved is not None else []
         taken: list[EnvironmentHandle] = []
-        free = {name: [h for h in handles if h not in kept][::-1] for name, handles in self._handles.items()}
+        free = {name: [h for h in handles if h not in reserved][::-1] for name, handles in self._handles.items()}
         for row in rows:
             name = self.name(row)
             if not free[name]:
-                # What a process makes is another object than the one probed, and not tool-style.
-                in_thread = partial(self._make, name, tokenizer, chat_template_kwargs)
-                make = in_thread if self._options.kind == "thread" else self._factories[name]
+                # The instance in a process is another object than the probe, and it is not tool-style.
+                make = partial(self._make, name) if self._options.kind == "thread" else self._factories[name]
                 free[name] = [EnvironmentHandle(make, self._options)]
                 self._handles[name] += free[name]
             taken.append(free[name].pop())
         return taken
 
-    def reserve(
-        self,
-        rows: list[dict[str, Any]],
-        tokenizer: PreTrainedTokenizerBase,
-        chat_template_kwargs: dict[str, Any] | None = None,
-        reset: bool = True,
-    ) -> list[EnvironmentHandle]:
-        """The environments that [`take`] will give for `rows`; nobody else gets them until then.
+    def reserve(self, generation: int, rows: list[dict[str, Any]], reset: bool) -> list[EnvironmentHandle]:
+        """Holds back one environment for each row until [`take_reserved`] or [`release`].
 
-        With `reset` they begin their episodes; an error is raised by the `reset` that asks for it. What was reserved
-        before and not taken is free again.
+        Args:
+            generation: number of the generation that will play these rows.
+            rows: dataset rows of this process.
+            reset: whether the episodes start now. The `reset` of the rollout then raises an error of its `reset`.
         """
-        self._ahead = None
-        handles = self.take(rows, tokenizer, chat_template_kwargs)
+        self.release()
+        handles = self.take(rows)
         if reset:
             for handle, row in zip(handles, rows, strict=True):
-                handle.reset_ahead(**self.reset_arguments(row))
-        self._ahead = rows, handles
+                handle.prefetch_reset(**self.reset_arguments(row))
+        self._reserved = generation, handles
         return handles
 
-    def free(self) -> None:
-        """Gives up what was reserved."""
-        self._ahead = None
+    def take_reserved(self, generation: int) -> list[EnvironmentHandle] | None:
+        """Returns the environments reserved for a generation, `None` if there are none."""
+        if self._reserved is None or self._reserved[0] != generation:
+            return None
+        handles, self._reserved = self._reserved[1], None
+        return handles
 
-    def tools(
-        self,
-        row: dict[str, Any],
-        tokenizer: PreTrainedTokenizerBase,
-        chat_template_kwargs: dict[str, Any] | None = None,
-    ) -> list[Callable[..., Any]] | None:
-        """The methods that the chat template lists for a row; `None` if its environment is not tool-style."""
+    def release(self) -> None:
+        """Ends the reservation, if there is one. Prefetched resets are discarded."""
+        if self._reserved is not None:
+            for handle in self._reserved[1]:
+                handle.discard_prefetched()
+            self._reserved = None
+
+    def tools(self, row: dict[str, Any]) -> list[Callable[..., Any]] | None:
+        """Methods that the chat template lists for a row; `None` if its environment is not tool-style."""
         if not self.is_tool_style(row):
             return None
         name = self.name(row)
         if name not in self._tools:
-            self._tools[name] = ToolEnvironment(self._probes[name], tokenizer, chat_template_kwargs).tools
+            self._tools[name] = self._with_tools(self._probes[name]).tools
         return self._tools[name]
 
     def close(self) -> None:
-        """Closes all environments; one that hangs in a `reset` that began ahead is left behind."""
+        """Closes all environments. An environment that hangs in a prefetched `reset` is abandoned."""
         pending = [handle.pending for handles in self._handles.values() for handle in handles]
         wait([answer for answer in pending if answer is not None], timeout=_CLOSE_SECONDS)
         for handles in self._handles.values():
@@ -258,16 +261,19 @@ class EnvironmentPool:
             if callable(getattr(probe, "close", None)):
                 probe.close()
 
-    def _make(
-        self, name: str | None, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None
-    ) -> Environment:
+    def _make(self, name: str | None) -> Environment:
         instance = self._factories[name]()
         if instance is self._probes.get(name):
             raise ValueError(
-                f"`environment_factory` returned one and the same {type(instance).__name__} twice, but every rollout "
-                "needs an instance of its own. Pass the class, or a function that makes a new one."
+                f"`environment_factory` returned the same {type(instance).__name__} twice, but every rollout needs "
+                "its own instance. Pass the class, or a function that makes a new one."
             )
-        return ToolEnvironment(instance, tokenizer, chat_template_kwargs) if _is_tool_style(instance) else instance
+        return self._with_tools(instance) if _is_tool_style(instance) else instance
+
+    def _with_tools(self, instance: Any) -> ToolEnvironment:
+        if self._tokenizer is None:
+            raise RuntimeError("`use_chat` must be called before a tool-style environment is played.")
+        return ToolEnvironment(instance, self._tokenizer, self._chat_template_kwargs)
 
 
 def _is_tool_style(instance: Any) -> bool:

@@ -1,0 +1,1 @@
+"""Callbacks that every trainer of this package installs."""
