@@ -32,7 +32,7 @@ MAY_IMPORT: list[tuple[str, tuple[str, ...]]] = [
     ("environments.prompts", ("types",)),
     ("environments.", (".", "types", "environments.base", "environments.prompts")),
     *(
-        (f"trainers.{rule}", ("types", "credit", "loss", "trainers.base", "trainers.config", "trainers.gain"))
+        (f"trainers.{rule}", ("types", "credit", "loss", "trainers.base", "trainers.config", "trainers.information_gain"))
         for rule in RULES
     ),
     (
@@ -65,7 +65,7 @@ ONLY_IN = {
     "datasets": ("trainers", "environments.search"),
     "bm25s": ("environments.search",),
     "faiss": ("environments.search",),
-    "requests": ("environments.search", "environments.webshop.site", "rollout.engines.vllm_server", "trainers.vllm"),
+    "requests": ("environments.search", "environments.webshop.site", "rollout.engines.vllm_server", "trainers.vllm_preflight"),
     "vllm": ("rollout.engines.vllm_colocate", "trainers.base"),
     "sentence_transformers": ("environments.search",),
     "rapidfuzz": ("environments.webshop",),

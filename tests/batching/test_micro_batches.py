@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_agentic.micro_batches import (
+from trl_agentic.batching.micro_batches import (
     balanced,
     computed_tokens,
     cut_by_rows,

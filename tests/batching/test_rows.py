@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trl_agentic.rollout.context import Row, trajectory_rows
+from trl_agentic.batching.rows import TrainingSequence, trajectory_sequences
 from trl_agentic.types import Trajectory, Turn
 
 
@@ -23,8 +23,8 @@ def test_a_rollout_with_the_full_history_is_one_row():
             turn([6], [13, 14, 15], [-0.4, -0.5, -0.6]),
         ],
     )
-    assert trajectory_rows(trajectory, rollout=7) == [
-        Row(
+    assert trajectory_sequences(trajectory, rollout=7) == [
+        TrainingSequence(
             rollout=7,
             prompt_ids=[1, 2, 3],
             completion_ids=[10, 11, 4, 5, 12, 6, 13, 14, 15],
@@ -45,36 +45,36 @@ def test_a_prompt_that_is_rendered_anew_begins_a_row():
             turn([4], [13, 14]),
         ],
     )
-    assert trajectory_rows(trajectory, rollout=0) == [
-        Row(rollout=0, prompt_ids=[1], completion_ids=[10, 2, 11], turn_ids=[0, -1, 1]),
-        Row(rollout=0, prompt_ids=[1, 3], completion_ids=[12, 4, 13, 14], turn_ids=[2, -1, 3, 3]),
+    assert trajectory_sequences(trajectory, rollout=0) == [
+        TrainingSequence(rollout=0, prompt_ids=[1], completion_ids=[10, 2, 11], turn_ids=[0, -1, 1]),
+        TrainingSequence(rollout=0, prompt_ids=[1, 3], completion_ids=[12, 4, 13, 14], turn_ids=[2, -1, 3, 3]),
     ]
 
 
 def test_one_turn_is_all_mask():
-    [row] = trajectory_rows(Trajectory(task={}, turns=[turn([1, 2], [10, 11], [0.0, -1.0], extends=False)]), 3)
-    assert row == Row(3, [1, 2], [10, 11], [0, 0], [0.0, -1.0])
+    [row] = trajectory_sequences(Trajectory(task={}, turns=[turn([1, 2], [10, 11], [0.0, -1.0], extends=False)]), 3)
+    assert row == TrainingSequence(3, [1, 2], [10, 11], [0, 0], [0.0, -1.0])
 
 
 def test_the_first_turn_begins_a_row_whatever_it_says():
-    [row] = trajectory_rows(Trajectory(task={}, turns=[turn([1], [10])]), 0)
+    [row] = trajectory_sequences(Trajectory(task={}, turns=[turn([1], [10])]), 0)
     assert row.prompt_ids == [1] and row.completion_ids == [10]
 
 
 def test_no_turns_no_rows():
-    assert trajectory_rows(Trajectory(task={}), 0) == []
+    assert trajectory_sequences(Trajectory(task={}), 0) == []
 
 
 def test_an_action_without_tokens_keeps_its_number():
     trajectory = Trajectory(task={}, turns=[turn([1], [10], extends=False), turn([2], []), turn([3], [11])])
-    [row] = trajectory_rows(trajectory, 0)
+    [row] = trajectory_sequences(trajectory, 0)
     assert row.completion_ids == [10, 2, 3, 11] and row.turn_ids == [0, -1, -1, 2]
 
 
 def test_the_trajectory_is_left_as_it_was():
     trajectory = Trajectory(task={}, turns=[turn([1], [10], [-1.0], extends=False), turn([2], [11], [-2.0])])
     before = repr(trajectory)
-    [row] = trajectory_rows(trajectory, 0)
+    [row] = trajectory_sequences(trajectory, 0)
     row.turn_ids[0] = row.completion_ids[0] = 99
     assert repr(trajectory) == before
 
@@ -82,4 +82,4 @@ def test_the_trajectory_is_left_as_it_was():
 def test_log_probabilities_of_some_turns_only_are_an_error():
     trajectory = Trajectory(task={}, turns=[turn([1], [10], [-1.0], extends=False), turn([2], [11])])
     with pytest.raises(ValueError, match="Turn 1 of rollout 4 has no log-probabilities"):
-        trajectory_rows(trajectory, 4)
+        trajectory_sequences(trajectory, 4)

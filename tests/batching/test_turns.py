@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_agentic.turns import (
+from trl_agentic.batching.turns import (
     TurnRecord,
     anchor_id,
     gather_to_turns,

@@ -9,7 +9,7 @@ import pytest
 from tests.tiny_model import build_tiny_tokenizer
 from tests.toys import Corridor
 from trl_agentic.environments.tools import ToolEnvironment
-from trl_agentic.trainers.pool import EnvironmentPool
+from trl_agentic.environments.pool import EnvironmentPool
 
 
 TOKENIZER = build_tiny_tokenizer("qwen2")

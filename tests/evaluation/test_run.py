@@ -18,7 +18,7 @@ from trl_agentic.evaluation.players import ModelPlayer, TextPlayer, expert_polic
 from trl_agentic.evaluation.run import evaluate
 from trl_agentic.evaluation.text_loop import Answer
 from trl_agentic.records import load_records
-from trl_agentic.rollout.context import FULL, Context, trajectory_rows
+from trl_agentic.rollout.prompts import FULL, Context, trajectory_rows
 from trl_agentic.rollout.engines import Sampling
 from trl_agentic.rollout.loop import Episode
 from trl_agentic.types import StopReason, Trajectory, Turn, View

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.toys import Corridor
 from tests.trainers.small import history, parameters, small_config, tasks
 from trl_agentic import GAGPOConfig, GAGPOTrainer
-from trl_agentic.micro_batches import cut_by_rows, cut_by_tokens, take_rows
+from trl_agentic.batching.micro_batches import cut_by_rows, cut_by_tokens, take_rows
 
 
 # Rows of a step, steps, and the budget of tokens: a row has up to 136 of them.

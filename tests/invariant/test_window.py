@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.invariant.test_micro_batches import LOSSES, TASKS, gradients, trainer_of
 from tests.trainers.small import history, parameters
 from trl_agentic import GAGPOTrainer
-from trl_agentic.micro_batches import cut_by_rows, cut_by_tokens
+from trl_agentic.batching.micro_batches import cut_by_rows, cut_by_tokens
 from trl_agentic.types import Trajectory
 
 

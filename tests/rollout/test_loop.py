@@ -19,7 +19,7 @@ from trl_agentic.environments.base import EpisodeRestarted
 from trl_agentic.environments.handle import EnvironmentHandle, WorkerOptions
 from trl_agentic.rollout import loop
 from trl_agentic.rollout.chat import ChatRenderer
-from trl_agentic.rollout.context import first_messages
+from trl_agentic.rollout.prompts import first_messages
 from trl_agentic.rollout.engines import LockstepEngine, Request, Sample
 from trl_agentic.rollout.loop import (
     Budgets,

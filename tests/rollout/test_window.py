@@ -10,7 +10,7 @@ import pytest
 from tests.rollout.test_loop import AMPLE, CHAT, TOKENIZER, ScriptedEngine, ScriptedEnv, encode, on, run
 from tests.tiny_model import build_tiny_tokenizer
 from trl_agentic.rollout import ChatRenderer
-from trl_agentic.rollout.context import Context, trajectory_rows
+from trl_agentic.rollout.prompts import Context, trajectory_rows
 from trl_agentic.rollout.engines import Request, Sample
 from trl_agentic.rollout.loop import Episode, play
 from trl_agentic.types import StopReason, Trajectory, View

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trl_agentic.trainers.metrics import episode_metrics, summarize
+from trl_agentic.trainers.tracking import episode_metrics, summarize
 from trl_agentic.types import StopReason, Trajectory, Turn
 
 

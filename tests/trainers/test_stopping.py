@@ -17,8 +17,8 @@ from torch import Tensor
 from tests.toys import Corridor
 from tests.trainers.small import history, parameters, small_config, tasks
 from trl_agentic import GAGPOConfig, GAGPOTrainer, StepResult
-from trl_agentic.trainers.nonfinite import MAX_SKIPPED
-from trl_agentic.trainers.saving import check_output_dir
+from trl_agentic.trainers.callbacks.nonfinite import MAX_SKIPPED
+from trl_agentic.trainers.checkpoints import check_output_dir
 
 
 Model = Callable[..., Path]

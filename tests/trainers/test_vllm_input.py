@@ -14,7 +14,7 @@ import pytest
 
 from tests.trainers.small import small_config
 from trl_agentic import AgenticConfig
-from trl_agentic.trainers.vllm import check_vllm, server_start, server_urls
+from trl_agentic.trainers.vllm_preflight import check_vllm, server_start, server_urls
 
 
 def config(output_dir: Path, **changes: object) -> AgenticConfig:

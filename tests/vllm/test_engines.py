@@ -26,7 +26,7 @@ from trl_agentic.rollout.engines import (
     VLLMServerEngine,
 )
 from trl_agentic.rollout.loop import Budgets, Episode, RolloutClock, play
-from trl_agentic.trainers.vllm import served_models
+from trl_agentic.trainers.vllm_preflight import served_models
 from trl_agentic.types import StepResult, Trajectory
 
 

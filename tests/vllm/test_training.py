@@ -280,7 +280,7 @@ def test_another_model(server: str, tiny_model_dir: Callable[..., Path], tmp_pat
 def test_another_tokenizer(server: str, model: Path, tmp_path: Path):
     from transformers import AutoTokenizer
 
-    from trl_agentic.trainers.vllm import check_served_model
+    from trl_agentic.trainers.vllm_preflight import check_served_model
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.add_tokens(["cabinet"])

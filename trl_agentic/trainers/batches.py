@@ -37,6 +37,51 @@ class TurnCredit:
 MicroBatch = dict[str, Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedGeneration:
+    """Training sequences of a generation in the order of training, with everything that a micro-batch is made of.
+
+    Attributes:
+        sequences: training sequences of this process.
+        update_of: optimizer step of each sequence, counted from 0 in the generation.
+        credit: credit of the global batch.
+        totals: numbers of the global batch: tokens of each rollout, and what the loss types divide by.
+        pad_token_id: id of the padding.
+        multiple: widths are rounded up to a multiple of it.
+        device: device of the tensors.
+    """
+
+    sequences: list[TrainingSequence]
+    update_of: list[int]
+    credit: TurnCredit
+    totals: dict[str, Tensor]
+    pad_token_id: int
+    multiple: int
+    device: torch.device
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence, rounded up to the multiple."""
+        return [-(-len(sequence) // self.multiple) * self.multiple for sequence in self.sequences]
+
+    def micro_batch(self, part: Sequence[int], in_step: int = 1) -> MicroBatch:
+        """Lays out a micro-batch.
+
+        Args:
+            part: indices of its sequences. If there are none, a sequence without tokens in the loss stands in.
+            in_step: number of micro-batches of its accumulation step.
+        """
+        values: dict[str, tuple[Tensor, float]] = {"advantages": (self.credit.advantages, 0.0)}
+        if self.credit.clip_scales is not None:
+            values["clip_scales"] = self.credit.clip_scales, 1.0
+        chosen = [self.sequences[i] for i in part] or [filler(self.sequences)]
+        batch = collate(chosen, self.pad_token_id, self.multiple, self.device, values)
+        batch |= self.totals
+        batch["rollout_tokens"] = self.totals["rollout_tokens"][batch["rollout_ids"]]
+        batch["num_micro_batches"] = torch.tensor(in_step, device=self.device)
+        return batch
+
+
 class BatchBuilder:
     """Builder of micro-batches. All processes call it together.
 
@@ -58,7 +103,6 @@ class BatchBuilder:
     ):
         self._args, self._pad_token_id, self._packs = args, pad_token_id, packs
         self._has_logprobs, self._may_sort, self._max_context = has_logprobs, may_sort, max_context
-        self._multiple = args.pad_to_multiple_of or 1
         self.updates_per_generation = args.steps_per_generation // math.gcd(
             args.steps_per_generation, args.gradient_accumulation_steps
         )
@@ -82,15 +126,29 @@ class BatchBuilder:
         Raises:
             ValueError: a sequence of any process is longer than `max_tokens_per_micro_batch`.
         """
+        prepared = self.prepare(mode, trajectories, credit, device)
+        updates, steps_of_update = 1, 1
+        if mode == "train":
+            updates = self.updates_per_generation
+            steps_of_update = self._args.steps_per_generation // updates
+        steps: list[list[MicroBatch]] = []
+        for update in range(updates):
+            own = [i for i, of in enumerate(prepared.update_of) if of == update]
+            for parts in self._plan(own, prepared.lengths, mode, steps_of_update):
+                steps.append([prepared.micro_batch(part, len(parts)) for part in parts])
+        return steps, sum(gather_object([sum(map(len, prepared.sequences))]))
+
+    def prepare(
+        self, mode: str, trajectories: list[Trajectory], credit: TurnCredit, device: torch.device
+    ) -> PreparedGeneration:
+        """Makes training sequences and puts them into the order of training: the first part of [`build`]."""
         is_training, count = mode == "train", len(trajectories)
-        first = PartialState().process_index * count
+        first, mask_truncated = PartialState().process_index * count, self._args.mask_truncated_completions
         by_rollout = [
-            training_sequences(
-                trajectory, i, self._pad_token_id, self._args.mask_truncated_completions, self._has_logprobs
-            )
+            training_sequences(trajectory, i, self._pad_token_id, mask_truncated, self._has_logprobs)
             for i, trajectory in enumerate(trajectories, start=first)
         ]
-        totals = self._totals(by_rollout, device)
+        totals = _totals(by_rollout, device)
         positions = gather_object(shuffle_order(count) if is_training else list(range(count)))
         updates = self.updates_per_generation if is_training else 1
         update_of = update_of_rollouts(positions, count, updates)
@@ -98,15 +156,9 @@ class BatchBuilder:
         if is_training and self._balances:
             sequences = _balance(sequences, update_of)
         sequences.sort(key=lambda sequence: positions[sequence.rollout])
-        steps: list[list[MicroBatch]] = []
-        for update in range(updates):
-            own = [i for i, sequence in enumerate(sequences) if update_of[sequence.rollout] == update]
-            plan = self._plan(sequences, own, mode, self._args.steps_per_generation // updates if is_training else 1)
-            steps += [
-                [self._collate(sequences, part, len(parts), credit, totals, device) for part in parts]
-                for parts in plan
-            ]
-        return steps, sum(gather_object([sum(map(len, sequences))]))
+        of_sequences = [update_of[sequence.rollout] for sequence in sequences]
+        multiple = self._args.pad_to_multiple_of or 1
+        return PreparedGeneration(sequences, of_sequences, credit, totals, self._pad_token_id, multiple, device)
 
     @property
     def _balances(self) -> bool:
@@ -114,24 +166,9 @@ class BatchBuilder:
         by_tokens = self._args.max_tokens_per_micro_batch is not None
         return PartialState().num_processes > 1 and by_tokens and self._may_sort
 
-    def _totals(self, by_rollout: list[list[TrainingSequence]], device: torch.device) -> dict[str, Tensor]:
-        """Numbers of the global batch: tokens of each rollout, and what the loss types divide by."""
-        tokens = [sum(sequence.trained_tokens for sequence in sequences) for sequences in by_rollout]
-        turns = [sum(sequence.trained_turns for sequence in sequences) for sequences in by_rollout]
-        tokens, turns = gather_object(tokens), gather_object(turns)
-        return {
-            "rollout_tokens": torch.tensor(tokens, device=device),
-            "num_rollouts_in_batch": torch.tensor(sum(number > 0 for number in tokens), device=device),
-            "num_items_in_batch": torch.tensor(sum(tokens), device=device),
-            "num_turns_in_batch": torch.tensor(sum(turns), device=device),
-        }
-
-    def _plan(
-        self, sequences: Sequence[TrainingSequence], own: list[int], mode: str, steps: int
-    ) -> list[list[list[int]]]:
-        """Plan of the micro-batches of one update: numbers of sequences, by micro-batch and accumulation step."""
-        lengths = [-(-len(sequence) // self._multiple) * self._multiple for sequence in sequences]
-        budget, args = self._args.max_tokens_per_micro_batch, self._args
+    def _plan(self, own: list[int], lengths: list[int], mode: str, steps: int) -> list[list[list[int]]]:
+        """Plan of the micro-batches of one update: indices of sequences, by micro-batch and accumulation step."""
+        args, budget = self._args, self._args.max_tokens_per_micro_batch
         if budget is None:
             size = args.per_device_train_batch_size if mode == "train" else args.per_device_eval_batch_size
             parts = cut_by_rows(sorted(own, key=lambda i: -lengths[i]) if self._may_sort else own, size)
@@ -152,24 +189,16 @@ class BatchBuilder:
                 f"`max_completion_length` ({self._args.max_completion_length})."
             )
 
-    def _collate(
-        self,
-        sequences: Sequence[TrainingSequence],
-        part: list[int],
-        in_step: int,
-        credit: TurnCredit,
-        totals: dict[str, Tensor],
-        device: torch.device,
-    ) -> MicroBatch:
-        values: dict[str, tuple[Tensor, float]] = {"advantages": (credit.advantages, 0.0)}
-        if credit.clip_scales is not None:
-            values["clip_scales"] = credit.clip_scales, 1.0
-        chosen = [sequences[i] for i in part] or [filler(sequences)]
-        batch = collate(chosen, self._pad_token_id, self._multiple, device, values)
-        per_rollout = totals["rollout_tokens"][batch["rollout_ids"]]
-        return (
-            batch | totals | {"rollout_tokens": per_rollout, "num_micro_batches": torch.tensor(in_step, device=device)}
-        )
+
+def _totals(by_rollout: list[list[TrainingSequence]], device: torch.device) -> dict[str, Tensor]:
+    tokens = gather_object([sum(sequence.trained_tokens for sequence in sequences) for sequences in by_rollout])
+    turns = gather_object([sum(sequence.trained_turns for sequence in sequences) for sequences in by_rollout])
+    return {
+        "rollout_tokens": torch.tensor(tokens, device=device),
+        "num_rollouts_in_batch": torch.tensor(sum(number > 0 for number in tokens), device=device),
+        "num_items_in_batch": torch.tensor(sum(tokens), device=device),
+        "num_turns_in_batch": torch.tensor(sum(turns), device=device),
+    }
 
 
 def _balance(sequences: list[TrainingSequence], update_of: Sequence[int]) -> list[TrainingSequence]:

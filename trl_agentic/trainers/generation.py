@@ -105,7 +105,7 @@ class GenerationPipeline:
         position: Callable[[], Position],
     ):
         self._args, self._algorithm, self._pool, self._runner = args, algorithm, pool, runner
-        self.engines, self._rewards, self._tracker, self._batches = engines, rewards, tracker, batches
+        self.engines, self._rewards, self._tracker, self.batches = engines, rewards, tracker, batches
         self._objective, self._trajectory_log, self._nonfinite_guard = objective, trajectory_log, nonfinite_guard
         self._show_environments, self._position = show_environments, position
         self.prefetcher = Prefetcher()
@@ -136,6 +136,18 @@ class GenerationPipeline:
         Raises:
             RuntimeError: more rollouts failed than `max_failed_rollouts` allows.
         """
+        position = self._position()
+        trajectories, credit = self.scored_rollouts(rows)
+        if position.is_training:
+            self._prefetch(position)
+        return self.batches.build("train" if position.is_training else "eval", trajectories, credit, device)
+
+    def scored_rollouts(self, rows: list[Row]) -> tuple[list[Trajectory], TurnCredit]:
+        """Plays rows and assigns credit: the first part of [`generate`].
+
+        Returns:
+            Trajectories of this process, with the scores of reward functions, and the credit of the global batch.
+        """
         position, first = self._position(), PartialState().process_index * len(rows)
         mode = "train" if position.is_training else "eval"
         trajectories, clock = self._rollouts(rows, position)
@@ -144,10 +156,9 @@ class GenerationPipeline:
             self._nonfinite_guard.start_batch(first, trajectories)
         roles = ["tool" if self._pool.is_tool_style(row) else "user" for row in rows]
         trajectories = self._rewards.score(mode, rows, trajectories, roles, first)
-        gains = self._algorithm.information_gains(rows, trajectories)
-        batch = self._turn_batch(trajectories, gains, first, self._group_size(mode))
+        batch = self.turn_batch(mode, trajectories, self._algorithm.information_gains(rows, trajectories))
         saves = mode == "train" and self._trajectory_log.is_due(position.updates)
-        credit = self._credit(batch, saves)
+        credit = self.credit(batch, saves)
         self._tracker.record_episodes(mode, trajectories, credit.advantages, batch.turn_mask)
         metrics = self._algorithm.turn_metrics(batch, credit) | rollout_metrics(trajectories, clock)
         self._tracker.record(mode, metrics)
@@ -157,9 +168,44 @@ class GenerationPipeline:
         if saves:
             columns = {**credit.diagnostics, "advantage": credit.advantages}
             self._trajectory_log.start_batch(position.updates, trajectories, columns, first, self._group_size(mode))
-        if mode == "train":
-            self._prefetch(position)
-        return self._batches.build(mode, trajectories, credit, device)
+        return trajectories, credit
+
+    def turn_batch(self, mode: str, trajectories: list[Trajectory], gains: list[list[float]] | None) -> TurnBatch:
+        """Turns of all processes. A failed rollout has none, so that it enters no statistic.
+
+        Args:
+            mode: `"train"` or `"eval"`.
+            trajectories: rollouts of this process.
+            gains: information gain of each of their turns, `None` if the algorithm has none.
+        """
+        first, group_size = PartialState().process_index * len(trajectories), self._group_size(mode)
+        records = []
+        for i, trajectory in enumerate(trajectories):
+            failed = trajectory.stop_reason is StopReason.ERROR
+            known = Trajectory(task=trajectory.task) if failed else trajectory
+            invalid = [turn.info.get("is_action_valid") is False for turn in known.turns]
+            penalties = [self._args.invalid_action_penalty * flag for flag in invalid]
+            gain = None if gains is None else [] if failed else gains[i]
+            records.append(turn_record(known, (first + i) // group_size, gain, penalties=penalties))
+        batch = turn_batch(gather_object(records))
+        if self._args.penalty_in_return and batch.penalties is not None:
+            return replace(batch, rewards=batch.rewards - batch.penalties, penalties=None)
+        return batch
+
+    def credit(self, batch: TurnBatch, with_diagnostics: bool = False) -> TurnCredit:
+        """Credit of a batch of turns, from the hooks of the algorithm."""
+        advantages = self._algorithm.turn_advantages(batch)
+        scales = self._algorithm.turn_clip_scales(batch)
+        if not with_diagnostics:
+            return TurnCredit(advantages, scales, {})
+        factors = torch.ones_like(batch.rewards) if scales is None else scales.to(batch.rewards)
+        diagnostics = {
+            "clip_low": 1 - self._objective.epsilon_low * factors,
+            "clip_high": 1 + self._objective.epsilon_high * factors,
+        }
+        if batch.information_gain is not None:
+            diagnostics["information_gain"] = batch.information_gain
+        return TurnCredit(advantages, scales, diagnostics | self._algorithm.turn_diagnostics(batch))
 
     def rollout(self, rows: list[Row], temperature: float | None, seed: int, batch_size: int) -> list[Trajectory]:
         """Plays tasks that are shared between the processes. See [`AgenticTrainer.rollout`]."""
@@ -220,37 +266,6 @@ class GenerationPipeline:
     def _group_size(self, mode: str) -> int:
         args = self._args
         return args.num_generations if mode == "train" else args.num_generations_eval or args.num_generations
-
-    def _turn_batch(
-        self, trajectories: list[Trajectory], gains: list[list[float]] | None, first: int, group_size: int
-    ) -> TurnBatch:
-        """Turns of all processes. A failed rollout has none, so that it enters no statistic."""
-        records = []
-        for i, trajectory in enumerate(trajectories):
-            failed = trajectory.stop_reason is StopReason.ERROR
-            known = Trajectory(task=trajectory.task) if failed else trajectory
-            invalid = [turn.info.get("is_action_valid") is False for turn in known.turns]
-            penalties = [self._args.invalid_action_penalty * flag for flag in invalid]
-            gain = None if gains is None else [] if failed else gains[i]
-            records.append(turn_record(known, (first + i) // group_size, gain, penalties=penalties))
-        batch = turn_batch(gather_object(records))
-        if self._args.penalty_in_return and batch.penalties is not None:
-            return replace(batch, rewards=batch.rewards - batch.penalties, penalties=None)
-        return batch
-
-    def _credit(self, batch: TurnBatch, with_diagnostics: bool) -> TurnCredit:
-        advantages = self._algorithm.turn_advantages(batch)
-        scales = self._algorithm.turn_clip_scales(batch)
-        if not with_diagnostics:
-            return TurnCredit(advantages, scales, {})
-        factors = torch.ones_like(batch.rewards) if scales is None else scales.to(batch.rewards)
-        diagnostics = {
-            "clip_low": 1 - self._objective.epsilon_low * factors,
-            "clip_high": 1 + self._objective.epsilon_high * factors,
-        }
-        if batch.information_gain is not None:
-            diagnostics["information_gain"] = batch.information_gain
-        return TurnCredit(advantages, scales, diagnostics | self._algorithm.turn_diagnostics(batch))
 
     def _prefetch(self, position: Position) -> None:
         """Starts the part of the next generation that can run while this one is trained on.

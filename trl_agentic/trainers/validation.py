@@ -57,8 +57,8 @@ def check_clip_scales(args: AgenticConfig, trainer_class: Any, base_class: Any) 
     """
     if trainer_class.turn_clip_scales is not base_class.turn_clip_scales and not args.uses_own_loss:
         raise ValueError(
-            f"`{trainer_class.__name__}.turn_clip_scales` has no effect on TRL's `loss_type={args.loss_type!r}`, which "
-            f"has one clip range. Set `loss_type` to one of {', '.join(OWN_LOSS_TYPES)}."
+            f"`{trainer_class.__name__}.turn_clip_scales` has no effect on TRL's `loss_type={args.loss_type!r}`, "
+            f"which has one clip range. Set `loss_type` to one of {', '.join(OWN_LOSS_TYPES)}."
         )
 
 
