@@ -1,4 +1,4 @@
-"""One pass over a rollout gives what one forward pass per boundary gives."""
+"""Scoring all boundaries of a rollout together equals one forward pass per boundary."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_any_batches_give_the_same(tiny_model_dir: Model):
 
 
 def test_idle_processes_take_part(tiny_model_dir: Model):
-    """With sharded parameters a process runs as many forward passes as the one that has most to do."""
+    """With sharded parameters, all processes run the same number of forward passes."""
     model = load(tiny_model_dir())
     ids, boundaries, answers = case([3, 4])
     calls: list[int] = []
@@ -165,7 +165,7 @@ def test_the_likeliest_answer_counts(tiny_model_dir: Model):
 
 
 def test_a_model_in_training_is_left_as_it_was(tiny_model_dir: Model):
-    """Dropout and gradient checkpointing are off meanwhile; no gradient is recorded; attention is what it was."""
+    """Scoring turns off dropout, gradient checkpointing and gradients, and restores mode and attention afterwards."""
     path = tiny_model_dir()
     ids, boundaries, answers = case([4, 5])
     expected = plain(load(path), ids, boundaries, answers, BRIDGE)
@@ -237,7 +237,7 @@ def turn(prompt: list[int], action: list[int], extends: bool = True) -> Turn:
 
 def test_boundaries_stand_before_each_action():
     trajectory = Trajectory(task={}, turns=[turn([1, 2, 3], [10]), turn([4], [11, 12]), turn([5, 6], [13])])
-    # It answered: what follows the last boundary is the answer turn, which is not looked at.
+    # It answered: the answer turn after the last boundary is not read.
     assert turn_prefixes(trajectory) == [([1, 2, 3, 10, 4, 11, 12, 5, 6], [3, 5, 9])]
     # It was cut: one more boundary, after the last observation.
     trajectory.final_prompt = Prompt([7, 8], extends=True)
@@ -245,7 +245,7 @@ def test_boundaries_stand_before_each_action():
     assert turn_prefixes(Trajectory(task={})) == []
 
 
-def test_a_prompt_that_was_rendered_anew_begins_another_sequence():
+def test_a_prompt_that_is_rendered_again_begins_another_sequence():
     trajectory = Trajectory(task={}, turns=[turn([1], [10]), turn([1, 2], [11], extends=False), turn([3], [12])])
     assert turn_prefixes(trajectory) == [([1], [1]), ([1, 2, 11, 3], [2, 4])]
     trajectory.final_prompt = Prompt([1, 9], extends=False)

@@ -13,7 +13,7 @@ from trl_agentic.loss import (
     aggregate,
     clipped_surrogate,
     count_turns,
-    engine_correction,
+    importance_correction,
     importance_ratio,
     turn_lengths,
 )
@@ -25,7 +25,7 @@ levels = st.sampled_from(["token", "turn", "sequence"])
 
 @st.composite
 def token_batches(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
-    """(log_ratio, mask, turn_ids): turns may be scattered and have any ids; outside the mask stands anything."""
+    """(log_ratio, mask, turn_ids): turns may be scattered and have any ids; values outside the mask are arbitrary."""
     b, t = draw(st.integers(1, 4)), draw(st.integers(1, 8))
     cells = st.tuples(st.floats(-1, 1), st.booleans(), st.sampled_from([-(2**40), -1, 0, 1, 7]))
     rows = draw(st.lists(st.lists(cells, min_size=t, max_size=t), min_size=b, max_size=b))
@@ -123,7 +123,7 @@ def test_nan_outside_the_mask_reaches_neither_ratio_nor_gradient(level: str):
 
 @few
 @given(token_batches(), levels)
-def test_rows_do_not_see_each_other(batch: tuple[Tensor, Tensor, Tensor], level: str):
+def test_rows_are_independent(batch: tuple[Tensor, Tensor, Tensor], level: str):
     log_ratio, mask, turn_ids = batch
     together = importance_ratio(log_ratio, mask, turn_ids, level)
     alone = [importance_ratio(*(x[i : i + 1] for x in batch), level) for i in range(len(mask))]
@@ -201,7 +201,7 @@ def test_surrogate_is_the_formula_of_trl(r: list[float], a: list[float], low: fl
     is_high = (ratio > 1 + high) & (advantages > 0)
     loss, is_clipped = clipped_surrogate(ratio, advantages, low, high)
     assert torch.equal(loss, expected) and torch.equal(is_clipped, is_low | is_high)
-    # Low and high are told apart by the sign of the advantage.
+    # The sign of the advantage distinguishes the low bound from the high one.
     assert torch.equal(is_clipped & (advantages < 0), is_low)
 
 
@@ -268,7 +268,7 @@ def test_aggregate_by_hand():
     # Over the numbers of a larger batch: 12 tokens, 7 turns, 4 rollouts.
     assert aggregate(loss, mask, normalizer=12).item() == pytest.approx(2.0)
     assert aggregate(loss, mask, "turn", turn_ids, normalizer=torch.tensor(7)).item() == pytest.approx(1.5)
-    # Rows of one rollout, whose tokens are 6 in all: 24 / 6.
+    # Two training sequences of one rollout with 6 tokens: 24 / 6.
     assert aggregate(loss, mask, "rollout", rollout_lengths=torch.tensor([6, 6]), normalizer=1).item() == 4.0
     assert count_turns(mask, turn_ids).item() == 3
     assert turn_lengths(mask, turn_ids).tolist() == [[2, 2, 1, 0], [3, 0, 3, 3]]
@@ -310,8 +310,8 @@ def test_gradients_do_not_depend_on_micro_batches(batch: tuple[Tensor, Tensor, T
         torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-12)
 
 
-def test_a_rollout_may_be_cut_into_rows():
-    # One row of five tokens in two turns, or one row per turn: same loss for every level.
+def test_a_rollout_may_have_several_training_sequences():
+    # One sequence of five tokens in two turns, or one sequence per turn: same loss at every level.
     loss, mask = torch.tensor([[1.0, 2.0, 0.0, 5.0, 7.0, 9.0]]), torch.tensor([[1, 1, 0, 1, 1, 1]])
     turn_ids = torch.tensor([[0, 0, -1, 1, 1, 1]])
     rows = [(x[:, :3], x[:, 3:]) for x in (loss, mask, turn_ids)]
@@ -347,7 +347,7 @@ def test_aggregate_errors_name_the_argument(changes: dict[str, Any], message: st
         aggregate(**{"per_token_loss": torch.ones(2, 3), "mask": torch.ones(2, 3), **changes})
 
 
-# Engine correction
+# importance_correction
 
 TWO, QUARTER, EIGHT = math.log(2), -math.log(4), math.log(8)
 
@@ -365,21 +365,21 @@ TWO, QUARTER, EIGHT = math.log(2), -math.log(4), math.log(8)
         ("sequence", "mask", [[1.0], [0.0]]),
     ],
 )
-def test_engine_correction_by_hand(level: str, form: str, expected: list[list[float]]):
+def test_importance_correction_by_hand(level: str, form: str, expected: list[list[float]]):
     gap = torch.tensor([[TWO, QUARTER, 9.0, math.nan, TWO], [EIGHT, 0.0, 9.0, 9.0, 9.0]])
     mask = torch.tensor([[1, 1, 0, 1, 1], [1, 1, 0, 0, 0]])
     turn_ids = torch.tensor([[0, 0, -1, 1, 1], [3, 3, -1, -1, -1]])
-    weight = engine_correction(gap, mask, turn_ids, level, form, low=0.4, high=3.0)
+    weight = importance_correction(gap, mask, turn_ids, level, form, low=0.4, high=3.0)
     torch.testing.assert_close(weight, torch.tensor(expected))
 
 
-def test_engine_correction_without_bounds_or_with_bad_arguments():
+def test_importance_correction_without_bounds_or_with_bad_arguments():
     gap, mask = torch.tensor([[TWO, EIGHT]]), torch.ones(1, 2)
     for form in ("truncate", "mask"):
-        torch.testing.assert_close(engine_correction(gap, mask, form=form), torch.tensor([[2.0, 8.0]]))
+        torch.testing.assert_close(importance_correction(gap, mask, form=form), torch.tensor([[2.0, 8.0]]))
     with pytest.raises(ValueError, match="level must be one of"):
-        engine_correction(gap, mask, level="word")
+        importance_correction(gap, mask, level="word")
     with pytest.raises(ValueError, match="form must be one of"):
-        engine_correction(gap, mask, form="clip")
+        importance_correction(gap, mask, form="clip")
     with pytest.raises(ValueError, match="turn_ids must be given"):
-        engine_correction(gap, mask, level="turn")
+        importance_correction(gap, mask, level="turn")

@@ -1,8 +1,9 @@
-"""How likely the ground-truth answer is at every turn boundary of a rollout, and how much each turn adds to it.
+"""Likelihood of the ground-truth answer at every turn boundary of a rollout, and the gain of each turn.
 
-At each boundary a *probe* is put behind the tokens so far: a short bridge that opens the answer, and the answer. All
-probes of a rollout are scored together: its tokens are read once, into a key-value cache; then the probes follow as
-one block, in which a token sees the prefix of its own boundary and its own probe, at the positions of that place.
+At each boundary, a *probe* is appended to the tokens so far: a short bridge that opens the answer, and the answer. All
+probes of a rollout are scored together. A first forward pass reads the tokens of the rollout into a key-value cache. A
+second one computes all probes as one block, in which a token attends to the prefix of its boundary and to its own
+probe, with the position ids of that place.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ INFORMATION_GAINS = ("prob", "log_prob")
 
 
 def turn_prefixes(trajectory: Trajectory) -> list[tuple[list[int], list[int]]]:
-    """The token sequences of a rollout, and where its turn boundaries are.
+    """Token sequences of a rollout and the positions of its turn boundaries.
 
-    Boundary t is the end of what the policy read before turn t, the first prompt for t = 0: the ids are those that
-    were sampled and observed, and every prefix ends with the generation prompt of its turn.
+    Boundary t is the end of the tokens that the policy read before turn t, for t = 0 the end of the first prompt. The
+    ids are the sampled and observed ones, and every prefix ends with the generation prompt of its turn.
 
     Args:
         trajectory ([`~types.Trajectory`]): a rollout with T turns.
@@ -52,7 +53,7 @@ def turn_prefixes(trajectory: Trajectory) -> list[tuple[list[int], list[int]]]:
 
 
 def information_gains(logprobs: Tensor, kind: str = "prob") -> Tensor:
-    """What each process turn adds to the likelihood of the answer (A2TGPO, arXiv 2605.06200, eq. 2-3).
+    """Increase of the answer's likelihood by each process turn (A2TGPO, arXiv 2605.06200, eq. 2-3).
 
     - `"prob"`: ig[t] = p[t] - p[t-1] with p = exp(mean log-probability of the answer's tokens)
     - `"log_prob"`: ig[t] = log p[t] - log p[t-1]
@@ -62,7 +63,7 @@ def information_gains(logprobs: Tensor, kind: str = "prob") -> Tensor:
         kind (`str`, *optional*, defaults to `"prob"`): `"prob"` or `"log_prob"`.
 
     Returns:
-        `Tensor` of shape (N - 1,): without unit, or in nats; NaN where a neighbour is unknown.
+        `Tensor` of shape (N - 1,), without unit or in nats; NaN next to an unknown value.
 
     Raises:
         ValueError: `kind` is unknown.
@@ -72,7 +73,6 @@ def information_gains(logprobs: Tensor, kind: str = "prob") -> Tensor:
     return (logprobs if kind == "log_prob" else logprobs.exp()).diff()
 
 
-@torch.no_grad()
 def answer_logprobs(
     model: Any,
     ids: Sequence[Sequence[int]],
@@ -91,27 +91,28 @@ def answer_logprobs(
     Args:
         model (`PreTrainedModel` or `PeftModel`): the policy. All layers must have full attention.
         ids (N sequences of `int`s): tokens of each rollout.
-        boundaries (N sequences of `int`s): lengths of the prefixes of `ids[i]` behind which the answer is scored.
+        boundaries (N sequences of `int`s): lengths of the prefixes of `ids[i]` after which the answer is scored.
         answers (N sequences of token sequences): accepted answers of each rollout; the likeliest counts.
         bridge (`Sequence[int]`, *optional*): ids between a prefix and the answer, not scored.
-        max_tokens (`int`, *optional*, defaults to 16384): tokens of one batch, padding included. A rollout that is
-            longer by itself makes a batch of its own; its probes are still held to this number at a time.
-        agree (`Callable[[int], int]`, *optional*): given the number of batches of this process, the largest number of
-            any. Needed where a forward pass is a collective operation (sharded parameters): idle processes take part.
+        max_tokens (`int`, *optional*, defaults to 16384): tokens of one batch, padding included. A longer rollout is a
+            batch by itself, and at most this number of tokens of its probes is computed at a time.
+        agree (`Callable[[int], int]`, *optional*): maps the number of batches of this process to the largest number
+            among the processes. Needed where a forward pass is a collective operation (sharded parameters): a process
+            without batches takes part with a dummy batch.
 
     Returns:
         N `Tensor`s of shape (number of boundaries,), float32, on the CPU, in nats.
 
     Raises:
-        ValueError: an answer is empty, a boundary is no prefix, numbers of rows differ, or the model has layers
-            without full attention. The message names the argument.
+        ValueError: an answer is empty, a boundary lies outside its sequence, numbers of sequences differ, or the
+            model has layers without full attention. The message names the argument.
     """
     _check(ids, boundaries, answers, max_tokens)
     check_full_attention(model)
     results = [torch.full((len(places),), -torch.inf) for places in boundaries]
     batches = _batches(_rows(ids, boundaries, answers, bridge, max_tokens), max_tokens)
     idle = [_Row(ids=[0], probes=[_Probe((0, 0), 0, [0], [0])])]
-    with _scoring_mode(model):
+    with torch.no_grad(), _scoring_mode(model):
         for number in range(agree(len(batches))):
             rows = batches[number] if number < len(batches) else idle
             scores = _score(model, rows)
@@ -124,7 +125,7 @@ def answer_logprobs(
 
 
 def check_full_attention(model: Any) -> None:
-    """Probes of several boundaries share one cache, which only layers with full attention can keep apart.
+    """Check that all layers have full attention, so that the probes of several boundaries can share one cache.
 
     Raises:
         ValueError: the model has sliding windows or recurrent states.
@@ -132,7 +133,7 @@ def check_full_attention(model: Any) -> None:
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=model.config).layers):
         raise ValueError(
             f"The information gain needs full attention in all layers, but the model ({model.config.model_type}) has "
-            "sliding windows or recurrent states. Use another model, or a rule without information gain."
+            "sliding windows or recurrent states. Use another model, or an algorithm without information gain."
         )
 
 
@@ -141,10 +142,10 @@ class _Probe:
     """An answer at a boundary.
 
     Attributes:
-        place: sequence, and number of its boundary.
-        start: how many tokens of the sequence it sees.
-        ids: what is fed: the last token of the prefix, the bridge, and the answer without its last token.
-        answer: what is scored: the tokens that follow each of the last `len(answer)` of `ids`.
+        place: number of the sequence and number of its boundary.
+        start: number of tokens of the sequence in the cache that the probe attends to.
+        ids: input tokens: the last token of the prefix, the bridge, and the answer without its last token.
+        answer: scored tokens, which follow the last `len(answer)` of `ids`.
     """
 
     place: tuple[int, int]
@@ -155,14 +156,14 @@ class _Probe:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """The tokens of a sequence that its probes see, and the probes."""
+    """Probes of a sequence, and the tokens of the sequence that they attend to."""
 
     ids: list[int]
     probes: list[_Probe]
 
     @property
     def fed(self) -> int:
-        """Tokens of all probes."""
+        """Input tokens of all probes."""
         return sum(len(probe.ids) for probe in self.probes)
 
 
@@ -173,7 +174,7 @@ def _rows(
     bridge: Sequence[int],
     max_tokens: int,
 ) -> list[_Row]:
-    """A row for each sequence; several if its probes are more than `max_tokens`."""
+    """One row per sequence, or several if its probes have more than `max_tokens` tokens."""
     rows = []
     for i, (sequence, places) in enumerate(zip(ids, boundaries, strict=True)):
         probes = [
@@ -189,7 +190,7 @@ def _rows(
 
 
 def _batches(rows: list[_Row], max_tokens: int) -> list[list[_Row]]:
-    """Rows of like length together, each batch with at most `max_tokens` or one row."""
+    """Batches of rows of similar length, each with at most `max_tokens` tokens or one row."""
     batches: list[list[_Row]] = []
     length = fed = 0
     for row in sorted(rows, key=lambda row: (len(row.ids), row.fed)):
@@ -205,9 +206,9 @@ def _batches(rows: list[_Row], max_tokens: int) -> list[list[_Row]]:
 def _score(model: Any, rows: list[_Row]) -> list[float]:
     """Mean log-probability of the answer of each probe, in order.
 
-    Sequences are padded on the right, where causal attention does not look. Of the fed tokens, those that are followed
-    by a scored one come last, so that logits are computed for them alone: with its position and its mask given, a
-    token may stand anywhere in the block.
+    Sequences are padded on the right, which causal attention does not read. Input tokens that precede a scored token
+    come last in the block, so that logits are computed only for them. The order within the block is free because every
+    token has an explicit position id and mask.
     """
     device = model.device
     width = max(1, *(len(row.ids) for row in rows))
@@ -240,7 +241,7 @@ def _score(model: Any, rows: list[_Row]) -> list[float]:
 
 
 def _cells(row: _Row) -> list[tuple[int, int, int, int]]:
-    """(probe, token, position, tokens of the prefix that it sees) of all fed tokens, the scoring ones last."""
+    """(probe, token, position, visible prefix tokens) of all input tokens, those before a scored token last."""
     unscored: list[tuple[int, int, int, int]] = []
     scoring: list[tuple[int, int, int, int]] = []
     for number, probe in enumerate(row.probes):
@@ -252,7 +253,7 @@ def _cells(row: _Row) -> list[tuple[int, int, int, int]]:
 
 @contextmanager
 def _scoring_mode(model: Any) -> Iterator[None]:
-    """No dropout, no gradient checkpointing (it drops the cache), and attention that takes a mask of any shape."""
+    """No dropout, no gradient checkpointing (it drops the cache), and attention that supports a mask of any shape."""
     was_training, attention = model.training, model.config._attn_implementation
     model.eval()
     if attention != "sdpa":

@@ -1,4 +1,7 @@
-"""The policy loss, piece by piece: importance ratio, clipped surrogate, aggregation. Tensors in, tensors out."""
+"""Parts of the policy loss: importance ratio, clipped surrogate, importance correction, aggregation, on token tensors.
+
+Tensors have shape (B, T): B training sequences of T tokens, padding included.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +19,21 @@ def importance_ratio(
     turn_ids: Tensor | None = None,
     level: str = "token",
 ) -> Tensor:
-    """Ratio of the new to the old policy's probability, per token, per turn or per row.
+    """Ratio of the new to the old policy's probability, per token, per turn or per training sequence.
 
     - `"token"`: s[t] = exp(l[t])
     - `"turn"`: s[t] = exp(mean of l over the tokens of t's turn): GAGPO (arXiv 2605.13217, its action-level ratio),
       A2TGPO (arXiv 2605.06200, eq. 10)
-    - `"sequence"`: s[t] = exp(mean of l over the tokens of the row): GSPO (arXiv 2507.18071), as TRL computes it
+    - `"sequence"`: s[t] = exp(mean of l over the tokens of the sequence): GSPO (arXiv 2507.18071), as TRL computes it
 
-    with l = log pi_new - log pi_old. All tokens of a turn (a row) hold one value and the gradient flows through the
-    mean.
+    with l = log pi_new - log pi_old. All tokens of a turn (a sequence) have the same value, and the gradient flows
+    through the mean.
 
     Args:
-        log_ratio (`Tensor` of shape (B, T), float): l, in nats; what stands outside the mask is not read.
+        log_ratio (`Tensor` of shape (B, T), float): l, in nats; values outside the mask are not read.
         mask (`Tensor` of shape (B, T), bool or 0/1): tokens that the policy generated.
-        turn_ids (`Tensor` of shape (B, T), int, *optional*): equal for the tokens of one turn of a row, which need not
-            be contiguous; any value outside the mask. Needed for `level="turn"`, not read otherwise.
+        turn_ids (`Tensor` of shape (B, T), int, *optional*): equal for the tokens of one turn of a sequence, which
+            need not be contiguous; any value outside the mask. Needed for `level="turn"`, not read otherwise.
         level (`str`, *optional*, defaults to `"token"`): `"token"`, `"turn"` or `"sequence"`.
 
     Returns:
@@ -69,19 +72,19 @@ def clipped_surrogate(
 
     loss[t] = -min(s[t] * A[t], clip(s[t], 1 - clip_low, 1 + clip_high) * A[t])
 
-    Tensors as bounds give each token its own range (A2TGPO, arXiv 2605.06200, eq. 11-12: c * epsilon). No gradient
+    Bounds given as tensors set a range for each token (A2TGPO, arXiv 2605.06200, eq. 11-12: c * epsilon). No gradient
     flows through the bounds.
 
     Args:
         ratio (`Tensor` of shape (B, T), float): s, from [`importance_ratio`].
         advantages (`Tensor` of shape (B, T) or (B, 1), float): A.
-        clip_low (`float` or `Tensor` of shape (), (B, 1) or (B, T)): how far below 1 the ratio counts, not negative.
-        clip_high (`float` or `Tensor` of shape (), (B, 1) or (B, T)): how far above 1 the ratio counts, not negative.
+        clip_low (`float` or `Tensor` of shape (), (B, 1) or (B, T)): range of the ratio below 1, not negative.
+        clip_high (`float` or `Tensor` of shape (), (B, 1) or (B, T)): range of the ratio above 1, not negative.
 
     Returns:
         `tuple` of two `Tensor`s of shape (B, T): the loss, not masked, in the dtype of `ratio`; and, bool, whether the
         bound stopped the token's gradient: s < 1 - clip_low with A < 0, or s > 1 + clip_high with A > 0. The sign of A
-        tells the two apart.
+        distinguishes the two.
 
     Raises:
         ValueError: a shape is wrong or a bound given as a number is negative; the message names the argument.
@@ -100,7 +103,7 @@ def clipped_surrogate(
     return loss, is_clipped
 
 
-def engine_correction(
+def importance_correction(
     log_ratio: Tensor,
     mask: Tensor,
     turn_ids: Tensor | None = None,
@@ -109,19 +112,19 @@ def engine_correction(
     low: float | None = None,
     high: float | None = None,
 ) -> Tensor:
-    """Weight of each token for the mismatch between the engine that sampled and the model that is trained.
+    """Importance weight of each token for the mismatch between inference engine and trained model (TIS, MIS).
 
-    w = pi_model / pi_engine of the token, of the token's turn or of the row: for turns and rows the product over their
-    tokens, as TRL does for rows.
+    w = pi_model / pi_engine of the token, of its turn or of the training sequence. The ratio of a turn or sequence is
+    the product over its tokens, as in TRL for sequences.
 
     Args:
-        log_ratio (`Tensor` of shape (B, T), float): log pi_model - log pi_engine, in nats. NaN where the engine told
-            nothing: such a token counts as 0.
+        log_ratio (`Tensor` of shape (B, T), float): log pi_model - log pi_engine, in nats. A token for which the
+            engine reported NaN counts as 0.
         mask (`Tensor` of shape (B, T), bool or 0/1): tokens that the policy generated.
         turn_ids (`Tensor` of shape (B, T), int, *optional*): as in [`importance_ratio`]; needed for `level="turn"`.
         level (`str`, *optional*, defaults to `"token"`): `"token"`, `"turn"` or `"sequence"`.
-        form (`str`, *optional*, defaults to `"truncate"`): what happens to a weight outside [low, high]: `"truncate"`
-            sets it to the bound, `"mask"` to 0.
+        form (`str`, *optional*, defaults to `"truncate"`): treatment of a weight outside [low, high]: `"truncate"`
+            (TIS) sets it to the bound, `"mask"` (MIS) to 0.
         low (`float`, *optional*): lower bound; none if `None`.
         high (`float`, *optional*): upper bound; none if `None`.
 
@@ -160,25 +163,29 @@ def aggregate(
     rollout_lengths: Tensor | None = None,
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
-    """Sum the loss of the tokens, turns or rollouts in these rows, over their number in the whole batch.
+    """Sum the loss of the tokens, turns or rollouts in these training sequences, divided by a number N.
 
     - `"token"`: (sum of loss[t]) / N_tokens (DAPO, arXiv 2503.14476)
     - `"turn"`: (sum over turns of the mean of loss over the turn's tokens) / N_turns
     - `"rollout"`: (sum over rollouts of the mean of loss over the rollout's tokens) / N_rollouts (GRPO, arXiv
       2402.03300)
 
-    With the global number as `normalizer`, the sum of the results over micro-batches does not depend on how the batch
-    was cut, as long as no turn is cut in two; rollouts may be cut when `rollout_lengths` tells their whole length.
+    N is the number of tokens, turns or rollouts that are trained on, which means that they have a token in the mask,
+    in the whole batch. Failed, empty and masked rollouts are not counted at any level. [`count_turns`] and
+    [`count_rollouts`] compute the numbers.
+
+    With N of the whole batch as `normalizer`, the sum over micro-batches does not depend on how the batch is divided,
+    provided that no turn is divided and that `rollout_lengths` is given where a rollout is.
 
     Args:
-        per_token_loss (`Tensor` of shape (B, T), float): what stands outside the mask is not read.
+        per_token_loss (`Tensor` of shape (B, T), float): values outside the mask are not read.
         mask (`Tensor` of shape (B, T), bool or 0/1): tokens that the policy generated.
         level (`str`, *optional*, defaults to `"token"`): `"token"`, `"turn"` or `"rollout"`.
         turn_ids (`Tensor` of shape (B, T), int, *optional*): as in [`importance_ratio`]; needed for `level="turn"`.
-        rollout_lengths (`Tensor` of shape (B,), *optional*): generated tokens of each row's rollout, in all of its
-            rows; read for `level="rollout"`. Defaults to the row's own number: one row is one rollout.
-        normalizer (`float` or 0-d `Tensor`, *optional*): N of the whole batch, not of these rows. Defaults to the
-            number in these rows (for `"rollout"`: rows with a token). Numbers below 1 count as 1.
+        rollout_lengths (`Tensor` of shape (B,), *optional*): generated tokens of each sequence's rollout, in all of
+            its sequences; read for `level="rollout"`. By default, each sequence is a whole rollout.
+        normalizer (`float` or 0-d `Tensor`, *optional*): N. Defaults to the number in these sequences (at level
+            `"rollout"`, of sequences with a token in the mask). A number below 1 counts as 1.
 
     Returns:
         0-d `Tensor`: 0 when the mask is empty.
@@ -201,7 +208,7 @@ def aggregate(
         number = count_turns(mask, turn_ids)
     else:
         lengths = mask.sum(dim=1) if rollout_lengths is None else rollout_lengths
-        _check_same_shape("rollout_lengths", lengths, per_token_loss[:, 0] if mask.shape[1] else loss.sum(dim=1))
+        _check_same_shape("rollout_lengths", lengths, mask.any(dim=1))
         loss = loss / lengths.unsqueeze(1).clamp(min=1)
         number = mask.any(dim=1).sum()
     number = torch.as_tensor(number if normalizer is None else normalizer, device=loss.device)
@@ -225,7 +232,11 @@ def turn_lengths(mask: Tensor, turn_ids: Tensor) -> Tensor:
 
 
 def count_turns(mask: Tensor, turn_ids: Tensor) -> Tensor:
-    """Number of turns that have a token in these rows; equal ids in two rows are two turns.
+    """Number of turns that have a token in the mask. Equal ids in two training sequences are two turns.
+
+    Args:
+        mask (`Tensor` of shape (B, T), bool or 0/1): tokens that the policy generated.
+        turn_ids (`Tensor` of shape (B, T), int): as in [`importance_ratio`].
 
     Returns:
         0-d `Tensor`, int64.
@@ -234,13 +245,36 @@ def count_turns(mask: Tensor, turn_ids: Tensor) -> Tensor:
     return (_tokens_per_turn(mask, *_turn_index(mask, turn_ids)) > 0).sum()
 
 
+def count_rollouts(mask: Tensor, rollout_ids: Tensor) -> Tensor:
+    """Number of rollouts that have a token in the mask.
+
+    Args:
+        mask (`Tensor` of shape (B, T), bool or 0/1): tokens that the policy generated.
+        rollout_ids (`Tensor` of shape (B,), int): equal for the training sequences of one rollout; any values.
+
+    Returns:
+        0-d `Tensor`, int64.
+
+    Raises:
+        ValueError: `rollout_ids` does not have shape (B,).
+    """
+    trained = mask.bool().any(dim=1)
+    _check_same_shape("rollout_ids", rollout_ids, trained)
+    number = torch.unique(rollout_ids[trained]).numel()
+    return torch.tensor(number, dtype=torch.int64, device=mask.device)
+
+
+# Deprecated name of `importance_correction`.
+engine_correction = importance_correction
+
+
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The type to sum in: half precision cannot count past a few hundred tokens."""
+    """Data type of sums: half precision cannot count more than a few hundred tokens."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def _turn_index(mask: Tensor, turn_ids: Tensor) -> tuple[Tensor, int]:
-    """A dense number in [0, size) for the (row, turn) of each token, flattened to (B * T,)."""
+    """A dense number in [0, size) for the (tensor row, turn) of each token, flattened to (B * T,)."""
     _check_same_shape("turn_ids", turn_ids, mask)
     unique, dense = torch.unique(torch.where(mask, turn_ids, -1), return_inverse=True)
     rows = torch.arange(mask.shape[0], device=mask.device).unsqueeze(1)

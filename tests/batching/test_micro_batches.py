@@ -53,6 +53,13 @@ def test_the_largest_is_halved_first():
     assert split_to([], LENGTHS, 2) == [[], []]
 
 
+def test_the_largest_is_the_one_with_most_computed_tokens():
+    # Sequences of 10, 1, 1 and of 7, 7 tokens: 3 x 10 and 2 x 7 positions with padding, 12 and 14 when packed.
+    parts, lengths = [[0, 1, 2], [3, 4]], [10, 1, 1, 7, 7]
+    assert split_to(parts, lengths, 3) == [[0], [1, 2], [3, 4]]
+    assert split_to(parts, lengths, 3, packed=True) == [[0, 1, 2], [3], [4]]
+
+
 @few
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(50, 200), st.integers(1, 40))
 def test_every_sequence_is_in_one_micro_batch_within_the_budget(lengths: list[int], budget: int, count: int):
@@ -89,9 +96,12 @@ def loads(lengths: list[list[int]], places: list[list[int]]) -> list[int]:
 
 def test_sequences_move_to_the_process_with_the_fewest_tokens():
     assert balanced([[9, 4, 2], [1], [5, 5]]) == [[1, 0, 0], [0], [2, 2]]  # 15, 1, 10: 6, 10, 10: 7, 9, 10
-    assert balanced([[7], [7, 1]]) == [[0], [1, 1]]  # moving 1 would only turn it round
+    assert balanced([[7], [7, 1]]) == [[0], [1, 1]]  # moving 1 would only swap the two
     assert balanced([[3, 3], []]) == [[1, 0], []]
     assert balanced([[5, 9]]) == [[0, 0]]
+    # 6 and 0 tokens: moving the sequence of 3 makes them equal at once, moving one of 1 would not.
+    assert balanced([[1, 1, 1, 3], []]) == [[0, 0, 0, 1], []]
+    assert balanced([[5, 0], []]) == [[0, 0], []]  # a sequence without tokens stays
 
 
 @few

@@ -100,7 +100,7 @@ def test_spread_and_gather_equal_the_loop(rows: tuple[list[list[tuple[int, int]]
             means[i, j] = tokens[i, mine].mean() if mine.any() else 0.0
     assert torch.equal(spread_to_tokens(values, turn_ids), spread)
     torch.testing.assert_close(gather_to_turns(tokens, turn_ids, k), means)
-    # The mean of what was spread is what was spread.
+    # The mean of equal values is that value.
     counts = gather_to_turns(torch.ones_like(tokens), turn_ids, k, "sum")
     torch.testing.assert_close(gather_to_turns(spread, turn_ids, k), torch.where(counts > 0, values, 0.0))
 
@@ -194,7 +194,7 @@ def test_batch_of_trajectories_by_hand():
     assert batch.group_ids.tolist() == [5, 5, -2, -2]
     assert batch.anchor_ids.tolist() == [[a, b], [a, -1], [b, b], [-1, -1]]
     assert batch.terminated.tolist() == [True, False, False, False]
-    # A terminal state has no value, whatever the environment said last.
+    # A terminal state has no value, even if the environment reported a state.
     assert batch.final_anchor_ids is not None and batch.final_anchor_ids.tolist() == [-1, b, -1, -1]
     assert batch.information_gain is None and batch.outcomes is None and batch.answered is None
     assert batch.penalties is None

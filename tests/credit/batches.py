@@ -28,7 +28,7 @@ class Rollout(NamedTuple):
 
 
 def make_batch(rollouts: list[Rollout], dtype: torch.dtype = torch.float64, pad: float = 7.0) -> TurnBatch:
-    """Stack rollouts. Padding holds `pad`, which no rule may read."""
+    """Stack rollouts. Padding holds `pad`, which no algorithm may read."""
     shape = (len(rollouts), max([1, *(len(r.rewards) for r in rollouts)]))
     rewards, gains = torch.full(shape, pad, dtype=dtype), torch.full(shape, pad, dtype=dtype)
     penalties = torch.full(shape, pad, dtype=dtype)
@@ -112,16 +112,16 @@ def total(rollout: Rollout) -> float:
 
 
 def assert_independent_of_order_and_of_other_groups(
-    rule: Callable[[TurnBatch], Tensor], rollouts: list[Rollout], other_groups: bool = True
+    algorithm: Callable[[TurnBatch], Tensor], rollouts: list[Rollout], other_groups: bool = True
 ) -> None:
-    """The rule's answer for a rollout must not change when rollouts swap places, nor when other groups leave."""
+    """A rollout's advantages must not depend on the order of the rollouts or on other groups."""
     width = max([1, *(len(r.rewards) for r in rollouts)])
-    together = rule(make_batch(rollouts))
-    reversed_rows = rule(make_batch(rollouts[::-1])).flip(0)
+    together = algorithm(make_batch(rollouts))
+    reversed_rows = algorithm(make_batch(rollouts[::-1])).flip(0)
     torch.testing.assert_close(reversed_rows, together, rtol=0, atol=1e-9)
     for group in {r.group for r in rollouts} if other_groups else ():
         rows = [i for i, r in enumerate(rollouts) if r.group == group]
-        alone = rule(make_batch([rollouts[i] for i in rows]))
+        alone = algorithm(make_batch([rollouts[i] for i in rows]))
         alone = torch.nn.functional.pad(alone, (0, width - alone.shape[1]))
         compare = make_batch(rollouts).turn_mask[rows]
         torch.testing.assert_close(alone[compare], together[rows][compare], rtol=0, atol=1e-9)

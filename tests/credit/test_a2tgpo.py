@@ -117,7 +117,7 @@ def test_a_gain_of_zero_is_a_gain():
     close(a2tgpo_advantages(make_batch(rollouts)), [[0.0], [1.0], [-1.0]])
 
 
-def test_the_answer_turn_has_no_gain_whatever_stands_there():
+def test_the_answer_turn_has_no_gain_even_if_a_number_is_given():
     batch = make_batch([r._replace(gains=[0.0 if math.isnan(g) else g for g in r.gains or []]) for r in EXAMPLE])
     answered = replace(batch, answered=torch.tensor([True, True]))
     close(a2tgpo_advantages(answered), [[1.7071, 1.0, 1.0], [-2.0, -1.0, 0.0]])
@@ -156,9 +156,9 @@ def test_clip_scale_equals_the_loop(rollouts: list[Rollout], chosen: dict[str, A
 @few
 @given(rollout_lists(), options)
 def test_order_and_other_groups_do_not_matter(rollouts: list[Rollout], chosen: dict[str, Any]):
-    for rule in (a2tgpo_advantages, a2tgpo_clip_scale):
+    for algorithm in (a2tgpo_advantages, a2tgpo_clip_scale):
         assert_independent_of_order_and_of_other_groups(
-            lambda batch, rule=rule: rule(batch, eps=1e-3, **chosen), rollouts
+            lambda batch, algorithm=algorithm: algorithm(batch, eps=1e-3, **chosen), rollouts
         )
 
 

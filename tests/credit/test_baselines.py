@@ -227,51 +227,53 @@ def test_igpo_without_process_turns_is_grpo(rollouts: list[Rollout], gamma: floa
 
 # All of them
 
-RULES: dict[str, Callable[[TurnBatch], Tensor]] = {
+ALGORITHMS: dict[str, Callable[[TurnBatch], Tensor]] = {
     "grpo": grpo_advantages,
     "rloo": rloo_advantages,
     "gigpo": gigpo_advantages,
     "igpo_joint": igpo_advantages,
     "igpo_separate": partial(igpo_advantages, normalization="separate"),
 }
-every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS.keys())
 
 
-@every_rule
+@every_algorithm
 @settings(max_examples=25, deadline=None)
 @given(rollouts=rollout_lists())
-def test_order_and_other_groups_do_not_matter(rule: Callable[[TurnBatch], Tensor], rollouts: list[Rollout]):
-    assert_independent_of_order_and_of_other_groups(rule, rollouts)
+def test_order_and_other_groups_do_not_matter(algorithm: Callable[[TurnBatch], Tensor], rollouts: list[Rollout]):
+    assert_independent_of_order_and_of_other_groups(algorithm, rollouts)
 
 
-@every_rule
+@every_algorithm
 @settings(max_examples=25, deadline=None)
 @given(value=st.floats(-10, 10), copies=st.integers(1, 7))
-def test_groups_of_equal_rollouts_are_exactly_zero(rule: Callable[[TurnBatch], Tensor], value: float, copies: int):
+def test_groups_of_equal_rollouts_are_exactly_zero(
+    algorithm: Callable[[TurnBatch], Tensor], value: float, copies: int
+):
     # One turn with gain = outcome, so that the joint pool of IGPO is all equal as well.
     rollouts = [Rollout(0, [value], [A], gains=[value])] * copies
-    assert not rule(make_batch(rollouts)).any()
+    assert not algorithm(make_batch(rollouts)).any()
 
 
-@every_rule
-def test_padding_outcomes_dtype_and_purity(rule: Callable[[TurnBatch], Tensor]):
+@every_algorithm
+def test_padding_outcomes_dtype_and_purity(algorithm: Callable[[TurnBatch], Tensor]):
     rollouts = [
         Rollout(0, [0.0, 1.0], [A, B], gains=[0.5, NAN], outcome=2.0),
         Rollout(0, [0.0], [A], gains=[NAN], outcome=-1.0),
         Rollout(0, [], [], gains=[], outcome=NAN),
     ]
     batch, copy = make_batch(rollouts, torch.float32), make_batch(rollouts, torch.float32)
-    actual = rule(batch)
+    actual = algorithm(batch)
     assert actual.dtype == torch.float32 and actual.isfinite().all()
     assert not actual[~batch.turn_mask].any()
     # The outcomes decide, and a rollout without a turn is no sibling.
     assert actual[0, 1] > 0 > actual[1, 0]
-    torch.testing.assert_close(rule(make_batch(rollouts[:2], torch.float32)), actual[:2])
+    torch.testing.assert_close(algorithm(make_batch(rollouts[:2], torch.float32)), actual[:2])
     assert torch.equal(batch.rewards, copy.rewards) and torch.equal(batch.turn_mask, copy.turn_mask)
 
 
 @pytest.mark.parametrize(
-    ("rule", "options", "message"),
+    ("algorithm", "options", "message"),
     [
         (grpo_advantages, {"scale_by_std": "turn"}, "scale_by_std must be one of .*'batch'"),
         (grpo_advantages, {"eps": -1.0}, "eps must not be negative"),
@@ -280,10 +282,10 @@ def test_padding_outcomes_dtype_and_purity(rule: Callable[[TurnBatch], Tensor]):
         (igpo_advantages, {"gamma": -1.0}, "gamma must be in"),
     ],
 )
-def test_errors_name_the_option(rule: Callable[..., Tensor], options: dict[str, Any], message: str):
+def test_errors_name_the_option(algorithm: Callable[..., Tensor], options: dict[str, Any], message: str):
     batch = make_batch([Rollout(0, [0.0], [A], gains=[0.0])])
     with pytest.raises(ValueError, match=message):
-        rule(batch, **options)
+        algorithm(batch, **options)
 
 
 def test_igpo_without_gains_is_an_error():

@@ -46,7 +46,7 @@ def reference(
     episode_advantage_weight: float = 0.0,
     eps: float = 1e-6,
 ) -> list[list[float]]:
-    """The rule of the spec, one turn at a time."""
+    """The algorithm step by step, one turn at a time."""
     returns = [returns_to_go(r.rewards, gamma) for r in rollouts]
     turns = [(i, k) for i, r in enumerate(rollouts) for k in range(len(r.rewards))]
 
@@ -164,13 +164,13 @@ def test_truncation_bootstrap_by_hand():
     close(gagpo_advantages(make_batch(rollouts), **plain), [[0.0], [0.0]])
     # delta1 = 0 + 0.5 * V(B) - V(A) = 0.5
     close(gagpo_advantages(make_batch(rollouts), truncation_bootstrap=True, **plain), [[0.5], [0.0]])
-    # A state that nobody of the group was in, no state, and a terminal state are worth 0.
+    # A state without a visit in the group, no state, and a terminal state have the value 0.
     for change in ({"final": D}, {"final": -1}, {"terminated": True}):
         changed = [rollouts[0]._replace(**change), rollouts[1]]
         close(gagpo_advantages(make_batch(changed), truncation_bootstrap=True, **plain), [[0.0], [0.0]])
     other_group = [rollouts[0], rollouts[1]._replace(group=1)]
     close(gagpo_advantages(make_batch(other_group), truncation_bootstrap=True, **plain), [[0.0], [0.0]])
-    # Cut right where it stands: V(A) = 0 is its own mean.
+    # Cut in the state of its own last turn.
     back_in_a = [rollouts[0]._replace(rewards=[1.0], final=A)]
     close(gagpo_advantages(make_batch(back_in_a), truncation_bootstrap=True, **plain), [[0.5]])
 
@@ -261,7 +261,7 @@ def test_singletons_have_exactly_no_advantage(rollouts: list[Rollout], norm: str
 @few
 @given(rollout_lists(), st.integers(1, 5), options)
 def test_equal_rollouts_have_exactly_no_advantage(rollouts: list[Rollout], copies: int, chosen: dict[str, Any]):
-    # Copies of one rollout that visits no state twice: nothing tells its turns apart.
+    # Copies of one rollout that visits no state twice: all visits of a state have equal returns.
     states = list(range(len(rollouts[0].states)))
     first = rollouts[0]._replace(states=states, terminated=True, penalties=None)
     chosen = {**chosen, "singleton_value": "self", "eps": 0.0}

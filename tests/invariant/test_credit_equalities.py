@@ -1,7 +1,7 @@
-"""Where one rule is another: the limits of a knob, or batches without what a rule reads beside the outcome.
+"""Cases in which two algorithms are equal: the limit of an option, or batches with outcomes only.
 
-GRPO divides by the sample's standard deviation, as TRL does, and the other rules by the population's: among n rollouts
-with eps = 0, a factor of sqrt(n / (n - 1)).
+GRPO divides by the standard deviation of the sample, as TRL does, and the other algorithms by that of the population:
+among n rollouts with eps = 0, a factor of sqrt(n / (n - 1)).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ few = settings(max_examples=60, deadline=None)
 
 
 def population_grpo(rollouts: list[Rollout]) -> Tensor:
-    """GRPO with the population's deviation."""
+    """GRPO with the standard deviation of the population."""
     counts = [sum(o.group == r.group and bool(o.rewards) for o in rollouts) for r in rollouts]
     factors = torch.tensor([math.sqrt(n / (n - 1)) if n > 1 else 1.0 for n in counts], dtype=torch.float64)
     return grpo_advantages(make_batch(rollouts), eps=0.0) * factors.unsqueeze(1)

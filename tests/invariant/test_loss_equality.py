@@ -1,6 +1,6 @@
-"""On multi-turn rows, the loss of AgenticGRPOTrainer and its gradients are those of TRL's GRPOTrainer.
+"""On multi-turn rollouts, loss and gradients of AgenticGRPOTrainer equal those of TRL's GRPOTrainer.
 
-Both get the same token ids, masks, log-probabilities and returns; TRL's gets its own advantages, one a rollout.
+Both receive the same token ids, masks, log-probabilities and returns. TRL computes its own advantage of each rollout.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def theirs(model: Path, out: Path, **changes: Any) -> GRPOTrainer:
 
 @pytest.fixture(scope="module")
 def batch(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], Tensor]:
-    """Rows of two groups of four rollouts, off policy, and the returns that they were scored with."""
+    """Training sequences of two groups of four rollouts, off policy, and the returns of the rollouts."""
     trainer = ours(model_dir, tmp_path_factory.mktemp("batch"))
     played: list[Any] = []
     original = trainer._play

@@ -1,6 +1,6 @@
-"""Credit rules: pure functions from the turns of a batch, shape (B, K), to one advantage per turn.
+"""Credit assignment: pure functions from the turns of a batch, shape (B, K), to one advantage per turn.
 
-They see whole prompt groups at once, know no trainer, tokenizer or process group, and write to none of their inputs.
+The functions read whole prompt groups, need no trainer, tokenizer or process group, and never write to their inputs.
 """
 
 from .a2tgpo import a2tgpo_advantages, a2tgpo_clip_scale, process_turn_mask

@@ -1,4 +1,4 @@
-"""A2TGPO: information gain compared turn by turn, rescaled accumulation, adaptive clip range (arXiv 2605.06200)."""
+"""A2TGPO: information gains compared per turn index, rescaled accumulation, adaptive clip range (arXiv 2605.06200)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ TURN_GROUP_NORMS = ("turn", "pooled")
 
 
 def process_turn_mask(batch: TurnBatch) -> Tensor:
-    """Turns that have an information gain.
+    """Mask of the process turns: those that have an information gain.
 
-    A turn has none where `information_gain` is NaN and where it is the answer turn (the last one of an `answered`
+    A turn has no gain if its `information_gain` is NaN or if it is the answer turn (the last turn of an `answered`
     rollout). A gain of 0 is a gain.
 
     Returns:
@@ -46,7 +46,7 @@ def a2tgpo_advantages(
 
     igh[i, t] = (ig[i, t] - mean) / (std + eps) over the rollouts of the prompt that have a gain at turn t (eq. 6-7)
     D[i, t] = sum over k >= t of gamma^(k - t) * igh[i, k], n[i, t] = number of the terms (eq. 8)
-    A[i, t] = alpha * D[i, t] / sqrt(n[i, t]) + Rh[i] (eq. 9); Rh[i] alone for a turn without gains from it on
+    A[i, t] = alpha * D[i, t] / sqrt(n[i, t]) + Rh[i] (eq. 9); Rh[i] alone where n[i, t] = 0
     Rh[i] = (R[i] - mean) / (std + eps) over the rollouts of the prompt, R = `outcomes` or the sum of the rewards
 
     with population standard deviations. Rollouts without a turn do not count.
@@ -56,7 +56,7 @@ def a2tgpo_advantages(
         gamma (`float`, *optional*, defaults to 1.0): discount per turn, in [0, 1].
         alpha (`float`, *optional*, defaults to 1.0): weight of the gains (the released scripts use 0.3).
         turn_group_norm (`str`, *optional*, defaults to `"turn"`): `"turn"` compares gains of one turn index;
-            `"pooled"` all gains of the prompt, as IGPO does.
+            `"pooled"` compares all gains of the prompt, as IGPO does.
         rescale_accumulation (`bool`, *optional*, defaults to `True`): divide D by sqrt(n).
         min_turn_group (`int`, *optional*, defaults to 2): gains in groups with fewer members become 0.
         eps (`float`, *optional*, defaults to 1e-6): added to standard deviations.
@@ -85,7 +85,7 @@ def a2tgpo_clip_scale(
     min_turn_group: int = 2,
     eps: float = 1e-6,
 ) -> Tensor:
-    """Factor on the clip range of each turn: wider where the gain is high (arXiv 2605.06200, eq. 11).
+    """Factor on the clip range of each turn: larger where the gain is high (arXiv 2605.06200, eq. 11).
 
     c[i, t] = 1 + clip_beta * (2 * sigmoid(igh[i, t]) - 1), which lies in (1 - clip_beta, 1 + clip_beta)
 

@@ -17,21 +17,21 @@ def gigpo_advantages(
     scale_by_std: bool = True,
     eps: float = 1e-6,
 ) -> Tensor:
-    """One advantage per turn: how the rollout did in its group, and the turn among turns played in its state.
+    """One advantage per turn: the rollout within its group plus the turn within the visits of its state.
 
     A_E[i] = (E[i] - mean) / F over the rollouts of the prompt (arXiv 2505.10978, eq. 3)
-    R[i, k] = r[i, k] + gamma * R[i, k + 1] (eq. 5), less the turn's own `penalties`, as in the public code
+    R[i, k] = r[i, k] + gamma * R[i, k + 1] (eq. 5), minus the turn's own `penalties`, as in the public code
     A_S[i, k] = (R[i, k] - mean) / F over the turns of the prompt group with the same anchor state (eq. 6-7)
     A[i, k] = A_E[i] + step_advantage_weight * A_S[i, k] (eq. 8)
 
     E = `outcomes`, or the undiscounted sum of the rewards; F = population standard deviation + eps, or 1. Each rollout
     with a turn counts once in A_E, whatever its number of turns (the public code counts it once per turn and uses
-    Bessel's correction). States that are similar but not equal are one group when they hold one anchor id.
+    Bessel's correction). States that are similar but not equal form one group if they have the same anchor id.
 
     Args:
         batch ([`~types.TurnBatch`]): the turns of B rollouts; whole prompt groups.
         gamma (`float`, *optional*, defaults to 0.95): discount per turn, in [0, 1].
-        step_advantage_weight (`float`, *optional*, defaults to 1.0): omega; 0 leaves the episode advantage.
+        step_advantage_weight (`float`, *optional*, defaults to 1.0): omega; 0 leaves the episode advantage only.
         scale_by_std (`bool`, *optional*, defaults to `True`): `False` sets F to 1.
         eps (`float`, *optional*, defaults to 1e-6): added to standard deviations, in units of reward.
 

@@ -1,7 +1,7 @@
-"""Statistics over groups of turns or rollouts. A group is the set of entries that hold one integer key.
+"""Statistics over groups of turns or rollouts. A group is the set of entries with the same integer key.
 
-All sums run in float64 over differences to the smallest member, so that a group whose members are all equal has
-exactly their value as mean, exactly 0 as deviation, and the order of the entries does not matter.
+All sums are computed in float64 over the differences to the smallest member. A group of equal members therefore has
+exactly their value as mean and exactly 0 as deviation, and the order of the entries does not matter.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ..types import TurnBatch
 
 @dataclass(frozen=True, slots=True)
 class GroupTable:
-    """Sufficient statistics of U groups, and where each entry finds its own.
+    """Sufficient statistics of U groups, and the index of each entry's group.
 
     Attributes:
-        index (`Tensor` of the shape of the keys, int64): row of each entry's group, in [0, U).
-        count (`Tensor` of shape (U,), int64): members of each group; 0 for a key that stands only outside the mask.
+        index (`Tensor` of the shape of the keys, int64): number of each entry's group, in [0, U).
+        count (`Tensor` of shape (U,), int64): members of each group; 0 for a key that occurs only outside the mask.
         mean (`Tensor` of shape (U,), float64): mean of the members, 0 for an empty group.
         offset (`Tensor` of the shape of the keys, float64): value minus the group's smallest value, 0 outside the
             mask.
@@ -55,7 +55,7 @@ def state_keys(batch: TurnBatch) -> Tensor:
     """Key of the anchor state of each turn: two turns share it when group and anchor state are both equal.
 
     Returns:
-        `Tensor` of shape (B, K), int64; what stands outside `turn_mask` has no meaning.
+        `Tensor` of shape (B, K), int64; values outside `turn_mask` have no meaning.
     """
     return combine_keys(batch.group_ids.unsqueeze(1), batch.anchor_ids)
 
@@ -64,7 +64,7 @@ def group_table(values: Tensor, keys: Tensor, mask: Tensor) -> GroupTable:
     """Count and mean of each group.
 
     Args:
-        values (`Tensor`, float): any shape; what stands outside the mask is not read and may be NaN.
+        values (`Tensor`, float): any shape; values outside the mask are not read and may be NaN.
         keys (`Tensor` of the shape of `values`, int): any values, negative ones included.
         mask (`Tensor` of the shape of `values`, bool): which entries are members of their group.
 
@@ -100,11 +100,11 @@ def grouped_mean(values: Tensor, keys: Tensor, mask: Tensor, leave_one_out: bool
     mean[x] = sum of values[y] over the members y of x's group / their number
 
     Args:
-        values (`Tensor`, float): any shape; what stands outside the mask is not read.
-        keys (`Tensor` of the shape of `values`, int): entries of one group hold one key; any int64 values.
+        values (`Tensor`, float): any shape; values outside the mask are not read.
+        keys (`Tensor` of the shape of `values`, int): entries of one group have the same key; any int64 values.
         mask (`Tensor` of the shape of `values`, bool): which entries are members.
         leave_one_out (`bool`, *optional*, defaults to `False`): leave x itself out of its own mean. The only member
-            of a group then keeps its own value.
+            of a group keeps its own value.
 
     Returns:
         `Tensor` of the shape and dtype of `values`, in their unit: 0 where `mask` is `False`.
@@ -134,7 +134,7 @@ def grouped_std(values: Tensor, keys: Tensor, mask: Tensor, correction: int = 0)
 
     Returns:
         `Tensor` of the shape and dtype of `values`, in their unit: 0 where `mask` is `False`, where all members are
-        equal and where there are no more members than `correction`.
+        equal, and in a group of at most `correction` members.
     """
     return _center_and_std(values, keys, mask, correction)[1].to(values.dtype)
 
@@ -153,7 +153,7 @@ def grouped_normalize(
 
     Args:
         values, keys, mask: as in [`grouped_mean`].
-        scale_by_std (`bool`, *optional*, defaults to `True`): `False` only takes the mean off.
+        scale_by_std (`bool`, *optional*, defaults to `True`): `False` only subtracts the mean.
         eps (`float`, *optional*, defaults to 1e-6): added to the standard deviation, in the unit of `values`.
         correction (`int`, *optional*, defaults to 0): 0 = population standard deviation, 1 = Bessel's correction.
 

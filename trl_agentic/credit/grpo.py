@@ -1,4 +1,4 @@
-"""GRPO over several turns: the outcome of a rollout, compared with its prompt group (arXiv 2402.03300)."""
+"""GRPO over several turns: the outcome of a rollout compared with its prompt group (arXiv 2402.03300)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCALES = (True, False, "group", "batch", "none")
 
 
 def grpo_advantages(batch: TurnBatch, scale_by_std: bool | str = True, eps: float = 1e-4) -> Tensor:
-    """The same advantage for every turn of a rollout, by TRL's formula (arXiv 2402.03300, outcome supervision).
+    """The same advantage for every turn of a rollout, with TRL's formula (arXiv 2402.03300, outcome supervision).
 
     A[i, k] = (R[i] - mean) / (std + eps)
 
@@ -24,8 +24,8 @@ def grpo_advantages(batch: TurnBatch, scale_by_std: bool | str = True, eps: floa
     Args:
         batch ([`~types.TurnBatch`]): the turns of B rollouts.
         scale_by_std (`bool` or `str`, *optional*, defaults to `True`): the values of TRL's `scale_rewards`: `True` or
-            `"group"` divides by the std of the prompt group, `"batch"` by that of the whole batch, `False` or `"none"`
-            by nothing.
+            `"group"` divides by the std of the prompt group, `"batch"` by the std of the whole batch; `False` or
+            `"none"` does not divide.
         eps (`float`, *optional*, defaults to 1e-4): added to the standard deviation, in units of reward.
 
     Returns:

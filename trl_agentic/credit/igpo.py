@@ -20,20 +20,21 @@ def igpo_advantages(
     normalization: str = "joint",
     eps: float = 1e-6,
 ) -> Tensor:
-    """One advantage per turn: the discounted sum of the normalised turn rewards to come (arXiv 2510.14967).
+    """One advantage per turn: the discounted sum of the normalised rewards from this turn on (arXiv 2510.14967).
 
     x: ig[i, t] of every process turn and R[i], the outcome, of every rollout
     z = (x - mean) / (std + eps) over the prompt group
     A[i, t] = sum over k >= t of gamma^(k - t) * z[i, k]
 
-    R = `outcomes`, or the undiscounted sum of the rewards; population standard deviations. The outcome is paid at the
-    last turn: the answer turn, or, in a rollout that was cut before it answered, on top of the last turn's gain.
+    R = `outcomes`, or the undiscounted sum of the rewards; population standard deviations. The outcome is
+    credited to the last turn: to the answer turn, or, in a rollout that was cut before it answered, in addition to the
+    last turn's gain.
 
     Args:
         batch ([`~types.TurnBatch`]): with `information_gain`, NaN where a turn has none; whole prompt groups.
         gamma (`float`, *optional*, defaults to 1.0): discount per turn, in [0, 1].
         normalization (`str`, *optional*, defaults to `"joint"`): `"joint"` takes mean and std over gains and outcomes
-            together, `"separate"` over the gains and over the outcomes, each by themselves.
+            together, `"separate"` over the gains and over the outcomes separately.
         eps (`float`, *optional*, defaults to 1e-6): added to standard deviations.
 
     Returns:
@@ -47,7 +48,7 @@ def igpo_advantages(
     process = process_turn_mask(batch)
     assert batch.information_gain is not None
     mask = batch.turn_mask
-    # One more column holds the outcomes, so that one call normalises both kinds.
+    # One more column for the outcomes, so that one call normalises both kinds.
     values = torch.cat([batch.information_gain.double(), episode_returns(batch).double().unsqueeze(1)], dim=1)
     members = torch.cat([process, mask.any(dim=1, keepdim=True)], dim=1)
     keys = batch.group_ids.unsqueeze(1).expand_as(values)

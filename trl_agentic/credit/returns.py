@@ -19,7 +19,7 @@ def _check_shape(name: str, value: Tensor, shape: torch.Size) -> None:
 
 
 def last_turn_mask(turn_mask: Tensor) -> Tensor:
-    """Where the last turn of each rollout is.
+    """Mask of the last turn of each rollout.
 
     Args:
         turn_mask (`Tensor` of shape (B, K), bool): right-padded.
@@ -48,7 +48,7 @@ def discounted_returns(rewards: Tensor, turn_mask: Tensor, gamma: float) -> Tens
     R[i, k] = r[i, k] + gamma * R[i, k + 1], zero past the last turn.
 
     Args:
-        rewards (`Tensor` of shape (B, K), float): reward of each turn; what stands outside the mask is not read.
+        rewards (`Tensor` of shape (B, K), float): reward of each turn; values outside the mask are not read.
         turn_mask (`Tensor` of shape (B, K), bool): right-padded.
         gamma (`float`): discount per turn, in [0, 1].
 
@@ -60,13 +60,13 @@ def discounted_returns(rewards: Tensor, turn_mask: Tensor, gamma: float) -> Tens
     """
     _check_shape("turn_mask", turn_mask, rewards.shape)
     _check_fraction("gamma", gamma)
-    paid = torch.where(turn_mask, rewards, torch.zeros_like(rewards))
+    masked = torch.where(turn_mask, rewards, torch.zeros_like(rewards))
     columns: list[Tensor] = []
-    following = torch.zeros_like(paid[:, 0]) if paid.shape[1] else paid.sum(dim=1)
-    for k in reversed(range(paid.shape[1])):
-        following = paid[:, k] + gamma * following
+    following = torch.zeros_like(masked[:, 0]) if masked.shape[1] else masked.sum(dim=1)
+    for k in reversed(range(masked.shape[1])):
+        following = masked[:, k] + gamma * following
         columns.append(following)
-    return torch.stack(columns[::-1], dim=1) if columns else paid
+    return torch.stack(columns[::-1], dim=1) if columns else masked
 
 
 def generalized_advantage_estimate(
@@ -86,7 +86,8 @@ def generalized_advantage_estimate(
 
     Args:
         rewards (`Tensor` of shape (B, K), float): reward of each turn.
-        values (`Tensor` of shape (B, K), float): value of the state that each turn was played in, in units of reward.
+        values (`Tensor` of shape (B, K), float): value of the state in which each turn was played, in units of
+            reward.
         turn_mask (`Tensor` of shape (B, K), bool): right-padded; nothing outside it is read.
         gamma (`float`): discount per turn, in [0, 1].
         lam (`float`): 0 keeps the one-turn error delta, 1 gives the return minus the value; in [0, 1].
@@ -110,6 +111,6 @@ def generalized_advantage_estimate(
         _check_shape("bootstrap_values", bootstrap_values, rewards.shape[:1])
         last = last_turn_mask(turn_mask)
         following = torch.where(last, bootstrap_values.to(rewards.dtype).unsqueeze(1), following)
-    # Written in the order of discounted_returns: where V is the turn's own return, delta is exactly 0.
+    # Same order of operations as in discounted_returns: where V is the turn's own return, delta is exactly 0.
     delta = torch.where(turn_mask, rewards, zero) + gamma * following - current
     return discounted_returns(delta, turn_mask, gamma * lam)

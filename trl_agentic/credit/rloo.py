@@ -1,4 +1,4 @@
-"""RLOO over several turns: the outcome of a rollout against the mean of its siblings (arXiv 2402.14740)."""
+"""RLOO over several turns: the outcome of a rollout minus the mean of its siblings (arXiv 2402.14740)."""
 
 from __future__ import annotations
 
