@@ -12,6 +12,7 @@ from torch import Tensor
 from trl_agentic.loss import (
     aggregate,
     clipped_surrogate,
+    count_rollouts,
     count_turns,
     importance_correction,
     importance_ratio,
@@ -151,6 +152,12 @@ def test_half_precision_counts_long_turns(dtype: torch.dtype):
         assert aggregate(log_ratio, mask, level, turn_ids) == 0.25
 
 
+def test_half_precision_is_rounded_once():
+    # In bfloat16, 257 is 256: rounded before the division, the mean of 257 ones would be 256 / 257, which is 0.996.
+    ones = torch.ones(1, 257, dtype=torch.bfloat16)
+    assert aggregate(ones, ones.bool()).item() == 1.0
+
+
 def test_ratio_of_empty_tensors():
     for shape in ((0, 3), (2, 0)):
         for level in ("token", "turn", "sequence"):
@@ -241,7 +248,25 @@ def test_clipped_tokens_have_no_gradient_and_others_minus_the_advantage(r: list[
         loss, is_clipped = clipped_surrogate(ratio, advantages, 0.2, bound)
         (gradient,) = torch.autograd.grad(loss.sum(), ratio)
         torch.testing.assert_close(gradient, torch.where(is_clipped, 0.0, -advantages))
-        assert high.grad is None
+
+
+def test_no_gradient_flows_through_the_bounds():
+    # Both tokens are clipped, so that the value of the loss is -(1 + high) and 1 - low and depends on the bounds.
+    ratio = torch.tensor([[1.5, 0.5]], requires_grad=True)
+    low, high = (torch.tensor([[0.1, 0.2]], requires_grad=True) for _ in range(2))
+    loss, is_clipped = clipped_surrogate(ratio, torch.tensor([[1.0, -1.0]]), low, high)
+    torch.testing.assert_close(loss.detach(), torch.tensor([[-1.1, 0.8]]))
+    assert is_clipped.all()
+    gradients = torch.autograd.grad(loss.sum(), (ratio, low, high), allow_unused=True)
+    assert gradients[0] is not None and not gradients[0].any()
+    assert gradients[1] is None and gradients[2] is None
+
+
+def test_a_ratio_on_the_bound_is_not_clipped():
+    ratio = torch.tensor([[0.75, 1.25]])
+    for bound in (0.25, torch.tensor(0.25)):
+        _, is_clipped = clipped_surrogate(ratio, torch.tensor([[-1.0, 1.0]]), bound, bound)
+        assert is_clipped.tolist() == [[False, False]]
 
 
 def test_surrogate_errors_name_the_argument():
@@ -272,6 +297,40 @@ def test_aggregate_by_hand():
     assert aggregate(loss, mask, "rollout", rollout_lengths=torch.tensor([6, 6]), normalizer=1).item() == 4.0
     assert count_turns(mask, turn_ids).item() == 3
     assert turn_lengths(mask, turn_ids).tolist() == [[2, 2, 1, 0], [3, 0, 3, 3]]
+
+
+def test_count_rollouts_by_hand():
+    # Rollout 7 has two training sequences, rollout -1 one; rollout 3 has no token in the mask.
+    mask = torch.tensor([[0, 1], [1, 1], [0, 0], [1, 0]])
+    number = count_rollouts(mask, torch.tensor([7, -1, 3, 7]))
+    assert number.item() == 2 and number.shape == () and number.dtype == torch.int64
+    # A sequence without a token does not add its rollout, nor remove it.
+    assert count_rollouts(mask, torch.tensor([7, 7, 7, 7])).item() == 1
+    assert count_rollouts(mask, torch.tensor([0, 1, 2, 3])).item() == 3
+    assert count_rollouts(torch.zeros(2, 3), torch.tensor([0, 1])).item() == 0
+    assert count_rollouts(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)).item() == 0
+    for wrong in (torch.zeros(3, dtype=torch.int64), torch.zeros(4, 2, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"rollout_ids must have shape \(4,\)"):
+            count_rollouts(mask, wrong)
+
+
+@few
+@given(token_batches(), st.data())
+def test_the_mean_over_rollouts_does_not_depend_on_their_training_sequences(
+    batch: tuple[Tensor, Tensor, Tensor], data: st.DataObject
+):
+    """GRPO's aggregation of rollouts that have several training sequences equals the loop over rollouts."""
+    loss, mask, _ = batch
+    rollouts = data.draw(st.lists(st.sampled_from([-1, 0, 5]), min_size=len(mask), max_size=len(mask)))
+    values: dict[int, list[float]] = {}
+    for i, t in mask.nonzero().tolist():
+        values.setdefault(rollouts[i], []).append(loss[i, t].item())
+    means = [math.fsum(numbers) / len(numbers) for numbers in values.values()]
+    number = count_rollouts(mask, torch.tensor(rollouts))
+    assert number.item() == len(means)
+    lengths = torch.tensor([len(values.get(rollout, [])) for rollout in rollouts])
+    actual = aggregate(loss, mask, "rollout", rollout_lengths=lengths, normalizer=number)
+    assert actual.item() == pytest.approx(math.fsum(means) / max(len(means), 1), abs=1e-9)
 
 
 @few
@@ -377,9 +436,35 @@ def test_importance_correction_without_bounds_or_with_bad_arguments():
     gap, mask = torch.tensor([[TWO, EIGHT]]), torch.ones(1, 2)
     for form in ("truncate", "mask"):
         torch.testing.assert_close(importance_correction(gap, mask, form=form), torch.tensor([[2.0, 8.0]]))
+        # No lower bound, an upper bound of 3: 1/4 stays.
+        low_gap = torch.tensor([[QUARTER, TWO]])
+        weight = importance_correction(low_gap, mask, form=form, high=3.0)
+        torch.testing.assert_close(weight, torch.tensor([[0.25, 2.0]]))
+        # A weight on both bounds stays: exp(0) is exactly 1.
+        assert importance_correction(torch.zeros(1, 2), mask, form=form, low=1.0, high=1.0).tolist() == [[1.0, 1.0]]
     with pytest.raises(ValueError, match="level must be one of"):
         importance_correction(gap, mask, level="word")
     with pytest.raises(ValueError, match="form must be one of"):
         importance_correction(gap, mask, form="clip")
     with pytest.raises(ValueError, match="turn_ids must be given"):
         importance_correction(gap, mask, level="turn")
+    with pytest.raises(ValueError, match="mask must have shape"):
+        importance_correction(gap, mask[:, :1])
+
+
+def test_new_tensors_are_on_the_device_of_the_inputs():
+    """The default device is another one: a tensor that was created there could not be combined with the inputs."""
+    x, mask, turn_ids = torch.full((2, 3), 0.5), torch.ones(2, 3), torch.tensor([[0, 0, 1], [2, 2, 2]])
+    with torch.device("meta"):
+        results = [
+            *(importance_ratio(x, mask, turn_ids, level) for level in ("token", "turn", "sequence")),
+            *clipped_surrogate(x, x, 0.2, x),
+            *clipped_surrogate(x, x, x, 0.2),
+            *(importance_correction(x, mask, turn_ids, level) for level in ("token", "turn", "sequence")),
+            *(aggregate(x, mask, level, turn_ids, normalizer=2) for level in ("token", "turn", "rollout")),
+            *(aggregate(x, mask, level, turn_ids) for level in ("token", "turn", "rollout")),
+            turn_lengths(mask, turn_ids),
+            count_turns(mask, turn_ids),
+            count_rollouts(mask, turn_ids[:, 0]),
+        ]
+    assert {result.device.type for result in results} == {"cpu"}

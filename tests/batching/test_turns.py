@@ -126,6 +126,8 @@ def test_gather_counts_long_turns_in_half_precision():
     tokens = torch.full((1, 1000), 0.25, dtype=torch.bfloat16)
     gathered = gather_to_turns(tokens, torch.zeros(1, 1000, dtype=torch.int64), 1)
     assert gathered.dtype == torch.bfloat16 and gathered.item() == 0.25
+    # 1000 * 0.25 = 250. A sum in bfloat16 would stop at 64, from where the next number is 64.5.
+    assert gather_to_turns(tokens, torch.zeros(1, 1000, dtype=torch.int64), 1, "sum").item() == 250
 
 
 def test_empty_axes():
@@ -219,6 +221,22 @@ def test_batch_of_records_with_gains_and_outcomes():
     assert batch.final_anchor_ids is not None and batch.final_anchor_ids.tolist() == [-1, 8]
 
 
+def test_batches_are_float32_for_any_default_dtype():
+    record = TurnRecord(0, (0.1,), (7,), True, information_gain=(0.3,), outcome=0.7, answered=True, penalties=(0.9,))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # in which none of these numbers is what it is in float32
+    try:
+        batch = turn_batch([record])
+    finally:
+        torch.set_default_dtype(before)
+    values = {"rewards": 0.1, "information_gain": 0.3, "outcomes": 0.7, "penalties": 0.9}
+    for name, value in values.items():
+        assert torch.equal(getattr(batch, name).flatten(), torch.tensor([value], dtype=torch.float32)), name
+    for name in ("group_ids", "anchor_ids", "final_anchor_ids"):
+        assert getattr(batch, name).dtype == torch.int64
+    assert batch.turn_mask.dtype == batch.terminated.dtype == torch.bool
+
+
 def test_empty_batches_have_one_column():
     assert turn_batch([]).rewards.shape == (0, 1)
     assert turn_batch_from_trajectories([Trajectory({})], [0]).rewards.shape == (1, 1)
@@ -235,8 +253,8 @@ def test_record_errors_name_the_field():
     with pytest.raises(ValueError, match=r"TurnRecord\.information_gain"):
         TurnRecord(0, (0.0,), (1,), True, information_gain=(0.0, 0.0))
     plain = TurnRecord(0, (0.0,), (1,), True)
-    for field in ("information_gain", "outcome", "answered"):
-        value = {"information_gain": (0.0,), "outcome": 0.0, "answered": True}[field]
+    for field in ("information_gain", "outcome", "answered", "penalties"):
+        value = {"information_gain": (0.0,), "outcome": 0.0, "answered": True, "penalties": (0.0,)}[field]
         with pytest.raises(ValueError, match=rf"TurnRecord\.{field} must be given for all records or none: 0"):
             turn_batch([plain, TurnRecord(0, (0.0,), (1,), True, **{field: value})])
     with pytest.raises(ValueError, match="group_ids must hold one id per trajectory"):
