@@ -139,3 +139,11 @@ constraints:
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist site *.egg-info
+
+# Mutation tests of the pure functions (see [tool.mutmut] in pyproject.toml): counts by file, then survivors.
+.PHONY: mutation
+mutation: $(VENV)/.test
+	$(PIP) install -q mutmut==3.8.1
+	OMP_NUM_THREADS=1 $(VENV)/bin/mutmut run --max-children 1 $(ARGS)
+	$(VENV)/bin/mutmut results --all true | sed -E 's/^ *(.*)\.x[^.]*: /\1 /' | sort | uniq -c
+	$(VENV)/bin/mutmut results

@@ -135,6 +135,18 @@ def test_any_batches_give_the_same(tiny_model_dir: Model):
     assert calls[0] > calls[1] > calls[2] > calls[3] == 2
 
 
+def test_a_batch_holds_exactly_max_tokens(tiny_model_dir: Model):
+    # Two sequences with 3 cached tokens each and a probe of 5: the last token of the prefix, the bridge of 3, and the
+    # first token of the answer. Together they are 2 x (3 + 5) = 16 tokens, in two forward passes.
+    model = load(tiny_model_dir())
+    calls: list[int] = []
+    model.register_forward_pre_hook(lambda module, args: calls.append(1))
+    for max_tokens, passes in ((16, 2), (15, 4)):
+        calls.clear()
+        answer_logprobs(model, [[1, 2, 3, 4]] * 2, [[4]] * 2, [[[8, 9]]] * 2, BRIDGE, max_tokens)
+        assert len(calls) == passes
+
+
 def test_idle_processes_take_part(tiny_model_dir: Model):
     """With sharded parameters, all processes run the same number of forward passes."""
     model = load(tiny_model_dir())
@@ -170,12 +182,17 @@ def test_a_model_in_training_is_left_as_it_was(tiny_model_dir: Model):
     ids, boundaries, answers = case([4, 5])
     expected = plain(load(path), ids, boundaries, answers, BRIDGE)
     model = load(path, attn_implementation="eager", attention_dropout=0.5)
+    recording: list[bool] = []
+    model.register_forward_pre_hook(lambda module, args: recording.append(torch.is_grad_enabled()))
     model.gradient_checkpointing_enable()
     model.train()
     scores = answer_logprobs(model, ids, boundaries, answers, BRIDGE)
     assert_close(scores, expected)
     assert model.training and model.config._attn_implementation == "eager"
-    assert not any(score.requires_grad for score in scores)
+    assert recording == [False, False] and torch.is_grad_enabled()
+    model.eval()
+    answer_logprobs(model, ids, boundaries, answers, BRIDGE)
+    assert not model.training
 
 
 def test_bfloat16(tiny_model_dir: Model):

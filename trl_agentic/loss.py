@@ -260,8 +260,7 @@ def count_rollouts(mask: Tensor, rollout_ids: Tensor) -> Tensor:
     """
     trained = mask.bool().any(dim=1)
     _check_same_shape("rollout_ids", rollout_ids, trained)
-    number = torch.unique(rollout_ids[trained]).numel()
-    return torch.tensor(number, dtype=torch.int64, device=mask.device)
+    return torch.tensor(torch.unique(rollout_ids[trained]).numel(), device=mask.device)
 
 
 # Deprecated name of `importance_correction`.

@@ -126,6 +126,9 @@ def test_gather_counts_long_turns_in_half_precision():
     tokens = torch.full((1, 1000), 0.25, dtype=torch.bfloat16)
     gathered = gather_to_turns(tokens, torch.zeros(1, 1000, dtype=torch.int64), 1)
     assert gathered.dtype == torch.bfloat16 and gathered.item() == 0.25
+    # 257 / 7 = 36.71, which is 36.75 in bfloat16; 257 itself would be 256, and 256 / 7 is 36.5.
+    few_tokens = torch.tensor([[251.0] + [1.0] * 6], dtype=torch.bfloat16)
+    assert gather_to_turns(few_tokens, torch.zeros(1, 7, dtype=torch.int64), 1).item() == 36.75
     # 1000 * 0.25 = 250. A sum in bfloat16 would stop at 64, from where the next number is 64.5.
     assert gather_to_turns(tokens, torch.zeros(1, 1000, dtype=torch.int64), 1, "sum").item() == 250
 

@@ -175,6 +175,26 @@ def test_truncation_bootstrap_by_hand():
     close(gagpo_advantages(make_batch(back_in_a), truncation_bootstrap=True, **plain), [[0.5]])
 
 
+def test_truncation_bootstrap_from_a_state_visited_once():
+    # As above; the mean of all returns of the group is 0.5, so V(A) = V(B) = 0.5 for states that were visited once.
+    # delta1 = 0 + 0.5 * V(B) - V(A) = -0.25, delta2 = 1 - V(B) = 0.5
+    rollouts = [Rollout(0, [0.0], [A], terminated=False, final=B), Rollout(0, [1.0], [B])]
+    plain = {"gamma": 0.5, "lam": 1.0, "advantage_norm": "none", "truncation_bootstrap": True}
+    close(gagpo_advantages(make_batch(rollouts), singleton_value="group_mean", **plain), [[-0.25], [0.5]])
+    # A second visit of B with return 0: V(B) = 0.5 from its visits, V(A) = 1/3 from the group.
+    # delta1 = 0 + 0.5 * 0.5 - 1/3 = -1/12, delta2 = 1 - 0.5, delta3 = 0 - 0.5
+    rollouts.append(Rollout(0, [0.0], [B]))
+    close(gagpo_advantages(make_batch(rollouts), singleton_value="group_mean", **plain), [[-1 / 12], [0.5], [-0.5]])
+
+
+def test_truncation_bootstrap_without_a_final_state():
+    # -1 stands for no final state, even if a turn has this id; -2 is an id like any other: 0.5 * V(-2) = 0.5.
+    plain = {"gamma": 0.5, "lam": 1.0, "advantage_norm": "none", "truncation_bootstrap": True}
+    for state, expected in ((-1, 0.0), (-2, 0.5)):
+        rollouts = [Rollout(0, [0.0], [A], terminated=False, final=state), Rollout(0, [1.0], [state])]
+        close(gagpo_advantages(make_batch(rollouts), **plain), [[expected], [0.0]])
+
+
 def test_episode_advantage_by_hand():
     # Episode returns 1 and 0: mean 0.5, population std 0.5, so +1 and -1, added with weight 0.25 after step 6.
     actual = gagpo_advantages(make_batch(EXAMPLE), 1.0, 1.0, episode_advantage_weight=0.25)

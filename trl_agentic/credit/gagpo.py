@@ -143,5 +143,5 @@ def _final_values(batch: TurnBatch, returns: Tensor, singleton_value: str) -> Te
     if singleton_value == "group_mean":
         group = group_table(padded, batch.group_ids.unsqueeze(1).expand_as(padded), visits)
         value = torch.where(count == 1, group.mean[group.index[:, -1]], value)
-    cut = ~batch.terminated & (batch.final_anchor_ids != -1) & (count > 0)
+    cut = ~batch.terminated & (batch.final_anchor_ids != -1)  # the mean of a state without a visit is 0
     return torch.where(cut, value, 0.0)

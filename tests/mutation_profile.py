@@ -1,0 +1,8 @@
+"""Plugin of pytest for mutation tests: hypothesis draws the same examples for every mutant and does not shrink them."""
+
+from __future__ import annotations
+
+from hypothesis import Phase, settings
+
+
+settings.register_profile("mutation", derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
