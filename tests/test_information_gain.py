@@ -133,6 +133,8 @@ def test_any_batches_give_the_same(tiny_model_dir: Model):
         together = [first + second for first, second in zip(sizes[::2], sizes[1::2], strict=True)]
         assert max(together) <= max(max_tokens, longest + max(max_tokens, 12))
     assert calls[0] > calls[1] > calls[2] > calls[3] == 2
+    # A budget of one token: two passes for each probe.
+    assert calls[0] == 2 * sum(len(ends) * len(accepted) for ends, accepted in zip(boundaries, answers, strict=True))
 
 
 def test_a_batch_holds_exactly_max_tokens(tiny_model_dir: Model):
@@ -145,6 +147,26 @@ def test_a_batch_holds_exactly_max_tokens(tiny_model_dir: Model):
         calls.clear()
         answer_logprobs(model, [[1, 2, 3, 4]] * 2, [[4]] * 2, [[[8, 9]]] * 2, BRIDGE, max_tokens)
         assert len(calls) == passes
+    # Four probes of 5 tokens: two at a time with a budget of 10, one with a budget of 9.
+    for max_tokens, passes in ((10, 4), (9, 8)):
+        calls.clear()
+        answer_logprobs(model, [[1, 2, 3, 4]], [[1, 2, 3, 4]], [[[8, 9]]], BRIDGE, max_tokens)
+        assert len(calls) == passes
+    # The default is 16384 tokens: 128 sequences of 128 tokens fit, 113 of 145 tokens are 16385.
+    for rows, length, passes in ((128, 128, 2), (113, 145, 4)):
+        calls.clear()
+        answer_logprobs(model, [[1] * (length - 3)] * rows, [[length - 3]] * rows, [[[8]]] * rows, BRIDGE)
+        assert len(calls) == passes
+
+
+def test_new_tensors_are_on_the_device_of_the_model(tiny_model_dir: Model):
+    """The default device is another one: a tensor that was created there could not be combined with the model's."""
+    model = load(tiny_model_dir())
+    ids, boundaries, answers = case([2, 3])
+    expected = answer_logprobs(model, ids, boundaries, answers, BRIDGE)
+    with torch.device("meta"):
+        actual = answer_logprobs(model, ids, boundaries, answers, BRIDGE)
+    assert_close(actual, expected, atol=0.0)
 
 
 def test_idle_processes_take_part(tiny_model_dir: Model):
@@ -223,6 +245,7 @@ def test_lora(tiny_model_dir: Model):
     ("changes", "message"),
     [
         ({"answers": [[[]]]}, r"answers\[0\] must hold at least one answer"),
+        ({"answers": [[[4], []]]}, r"answers\[0\] must hold at least one answer"),
         ({"answers": [[]]}, r"answers\[0\] must hold at least one answer"),
         ({"answers": []}, r"answers must hold one entry per sequence \(1\), got 0"),
         ({"boundaries": [[0]]}, r"boundaries\[0\] must lie in \[1, 3\]"),
@@ -260,6 +283,7 @@ def test_boundaries_stand_before_each_action():
     trajectory.final_prompt = Prompt([7, 8], extends=True)
     assert turn_prefixes(trajectory) == [([1, 2, 3, 10, 4, 11, 12, 5, 6, 13, 7, 8], [3, 5, 9, 12])]
     assert turn_prefixes(Trajectory(task={})) == []
+    assert turn_prefixes(Trajectory(task={}, final_prompt=Prompt([1, 2], extends=True))) == []
 
 
 def test_a_prompt_that_is_rendered_again_begins_another_sequence():

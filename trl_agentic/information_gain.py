@@ -109,7 +109,7 @@ def answer_logprobs(
     """
     _check(ids, boundaries, answers, max_tokens)
     check_full_attention(model)
-    results = [torch.full((len(places),), -torch.inf) for places in boundaries]
+    results = [torch.full((len(places),), -torch.inf, device="cpu") for places in boundaries]
     batches = _batches(_rows(ids, boundaries, answers, bridge, max_tokens), max_tokens)
     idle = [_Row(ids=[0], probes=[_Probe((0, 0), 0, [0], [0])])]
     with torch.no_grad(), _scoring_mode(model):
