@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = command.parse_args(argv)
     try:
         _run(arguments)
-    except (ValueError, TypeError, FileNotFoundError, ConnectionError) as error:
+    except (ValueError, TypeError, FileNotFoundError, ConnectionError, ImportError) as error:
         command.exit(1, f"{command.prog}: {error}\n")
 
 

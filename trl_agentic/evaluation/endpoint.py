@@ -1,15 +1,9 @@
-"""A policy behind an OpenAI-compatible chat-completions endpoint."""
+"""Policy behind an OpenAI-compatible chat-completions endpoint, reached through the `openai` client."""
 
 from __future__ import annotations
 
-import json
-import random
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
-from http.client import HTTPException
 from typing import Any
 
 from trl_agentic.evaluation.text_loop import Answer, ContextFull
@@ -18,26 +12,33 @@ from trl_agentic.rollout.loop import Episode, derived_seed
 
 
 _CONTEXT_FULL = re.compile(r"context.{0,3}(length|size|window)", re.IGNORECASE)
-_BUSY = (408, 409, 425, 429)  # and all from 500 on
+_NO_KEY = "none"  # the client insists on a key, and reads one from the environment if it is given none
+_BUSY = (408, 409, 429)  # and all from 500 on: the client repeats requests that end with these
 
 
 class Endpoint:
-    """Asks `URL/chat/completions`.
+    """Sends the requests of many rollouts to `URL/chat/completions`.
+
+    The client repeats a request that finds the endpoint busy or unreachable, and waits as long as `Retry-After` asks.
+    Its environment variables (`OPENAI_API_KEY`, `OPENAI_BASE_URL`, `OPENAI_ORG_ID`, `OPENAI_PROJECT_ID`) have no
+    effect: what the endpoint receives is given here.
 
     Args:
         url (`str`): base address, such as `http://localhost:8000/v1`.
         model (`str`): name of the model at the endpoint.
-        sampling ([`~trl_agentic.rollout.engines.Sampling`]): `temperature` and `top_p` are sent; a request has a seed
-            of its own, which an endpoint may ignore.
+        sampling ([`~trl_agentic.rollout.engines.Sampling`]): `temperature` and `top_p` are sent; each request has its
+            own seed, which an endpoint may ignore.
         max_turn_tokens (`int`, *optional*, defaults to `512`): tokens of a turn.
         api_key (`str`, *optional*): sent as a bearer token.
         timeout (`float`, *optional*, defaults to `600`): seconds to wait for an answer.
-        attempts (`int`, *optional*, defaults to `6`): requests before giving up on an endpoint that is busy or away;
-            the pauses between them double, from `pause` on, and are no shorter than the endpoint asks for.
-        pause (`float`, *optional*, defaults to `1`): seconds before the second attempt.
-        extra_body (`dict`, *optional*): further fields of the request, such as `chat_template_kwargs`; a field that is
-            `None` is left out (`{"temperature": None}` for a model that takes none); a `seed` replaces those of the
-            requests.
+        max_retries (`int`, *optional*, defaults to `8`): repetitions of a request before giving up on an endpoint that
+            is busy or unreachable. With the client's pauses, 8 of them bridge about half a minute.
+        extra_body (`dict`, *optional*): further fields of the request, such as `chat_template_kwargs`. They replace
+            fields of the same name (a `seed` replaces those of the requests). A field that is `None` is left out
+            (`{"temperature": None}` for a model that takes none).
+
+    Raises:
+        ImportError: the `openai` client is not installed.
     """
 
     def __init__(
@@ -48,32 +49,35 @@ class Endpoint:
         max_turn_tokens: int = 512,
         api_key: str | None = None,
         timeout: float = 600,
-        attempts: int = 6,
-        pause: float = 1,
+        max_retries: int = 8,
         extra_body: dict[str, Any] | None = None,
     ):
-        self._address = url.rstrip("/") + "/chat/completions"
-        body = {
-            "model": model,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": max_turn_tokens,
-            **(extra_body or {}),
+        try:
+            import openai
+        except ImportError as error:
+            raise ImportError("An endpoint needs the openai client: pip install 'trl-agentic[endpoint]'") from error
+        key = api_key or _NO_KEY
+        self._url = url
+        self._client = openai.OpenAI(
+            base_url=url,
+            api_key=key,
+            timeout=timeout,
+            max_retries=max_retries,
+            default_headers={"Authorization": f"Bearer {key}"},
+        )
+        self._client.organization = self._client.project = None  # the client read them from the environment
+        self._model = model
+        self._sampling = sampling
+        self._max_turn_tokens = max_turn_tokens
+        self._extra_body = {
+            name: openai.omit if value is None else value for name, value in (extra_body or {}).items()
         }
-        self._body = {name: value for name, value in body.items() if value is not None}
-        self._seeds = "seed" not in body
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
-        self._timeout = timeout
-        self._attempts = attempts
-        self._pause = pause
 
     def policy(self, episode: Episode) -> Callable[[list[dict[str, Any]]], Answer]:
         """A policy for one rollout; its requests carry seeds derived from the rollout's.
 
         The policy raises `ContextFull` when the messages do not fit, `RuntimeError` when the endpoint refuses the
-        request or does not answer as the protocol says, and `ConnectionError` when it cannot be reached.
+        request or does not answer as the protocol says, and `ConnectionError` when it stays busy or unreachable.
         """
         turns = 0
 
@@ -82,44 +86,39 @@ class Endpoint:
             # Some servers take no more than 31 bits.
             seed = derived_seed(episode.seed, turns) & 0x7FFFFFFF
             turns += 1
-            own = {"seed": seed} if self._seeds else {}
-            return self._read(self._ask({**self._body, "messages": messages, **own}))
+            return self._read(self._request(messages, seed))
 
         return answer
 
-    def _ask(self, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(self._address, json.dumps(body).encode(), self._headers)
-        problem: Exception | None = None
-        asked = 0.0
-        for attempt in range(self._attempts):
-            if attempt:  # not all at the same moment
-                time.sleep(max(self._pause * 2 ** (attempt - 1), asked) * random.uniform(1, 1.25))
-            try:
-                with urllib.request.urlopen(request, timeout=self._timeout) as response:
-                    return json.loads(response.read())
-            except urllib.error.HTTPError as error:
-                text = error.read().decode("utf-8", "replace")
-                if error.code in (400, 413) and _CONTEXT_FULL.search(text):
-                    raise ContextFull(text) from error
-                if error.code not in _BUSY and error.code < 500:
-                    raise RuntimeError(f"{self._address} refused a request ({error.code}): {text[:500]}") from error
-                problem, asked = error, _seconds(error.headers.get("Retry-After"))
-            except (OSError, HTTPException, json.JSONDecodeError) as error:
-                problem = error
-        raise ConnectionError(f"{self._address} gave no answer in {self._attempts} attempts: {problem}") from problem
+    def _request(self, messages: list[Any], seed: int) -> Any:
+        import openai
 
-    def _read(self, reply: Any) -> Answer:
         try:
-            choice = reply["choices"][0]
-            text = choice["message"]["content"] or ""
-            tokens = (reply.get("usage") or {}).get("completion_tokens")
-            return Answer(text, tokens, cut=choice.get("finish_reason") == "length")
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            return self._client.chat.completions.create(
+                model=self._model,
+                messages=messages,
+                temperature=self._sampling.temperature,
+                top_p=self._sampling.top_p,
+                max_tokens=self._max_turn_tokens,
+                seed=seed,
+                extra_body=self._extra_body,
+            )
+        except openai.APIConnectionError as error:
+            raise ConnectionError(f"{self._url} cannot be reached: {error.__cause__ or error}") from error
+        except openai.APIStatusError as error:
+            text, status = error.response.text, error.status_code
+            if status in (400, 413) and _CONTEXT_FULL.search(text):
+                raise ContextFull(text) from error
+            if status in _BUSY or status >= 500:
+                raise ConnectionError(f"{self._url} stays busy ({status}): {text[:500]}") from error
+            raise RuntimeError(f"{self._url} refused a request ({status}): {text[:500]}") from error
+
+    def _read(self, completion: Any) -> Answer:
+        try:
+            choice = completion.choices[0]
+            tokens = completion.usage.completion_tokens if completion.usage else None
+            return Answer(choice.message.content or "", tokens, cut=choice.finish_reason == "length")
+        except (AttributeError, IndexError, TypeError) as error:
             raise RuntimeError(
-                f"{self._address} does not answer as a chat-completions endpoint: {json.dumps(reply)[:500]}"
+                f"{self._url} does not answer as a chat-completions endpoint: {str(completion)[:500]}"
             ) from error
-
-
-def _seconds(told: str | None) -> float:
-    """What `Retry-After` asks for; 0 if it is a date, or not there."""
-    return float(told) if told is not None and told.strip().isdigit() else 0.0
