@@ -1,10 +1,12 @@
-"""Speed and memory of the ALFWorld engine against the upstream engine, both in one run.
+"""Speed and memory of the ALFWorld engine, compared with the upstream engine in the same run.
 
     python benchmarks/alfworld_engine.py                      # generated games
     python benchmarks/alfworld_engine.py --data $ALFWORLD_DATA
 
-Every measurement runs in a process of its own. Eight environments share a game, as the copies of a prompt do in
-training; they take turns and play random admissible commands. The table goes to docs/results/alfworld_engine.md.
+Every measurement runs in its own process. Eight environments share a game, as the copies of a prompt do in training.
+The environments are stepped in turn, with random admissible commands.
+
+The table goes to docs/results/alfworld_engine.md.
 """
 
 from __future__ import annotations
@@ -51,8 +53,8 @@ def measure(engine: str, count: int, steps: int, data: str | None) -> dict[str, 
     """Measures `count` environments that play `steps` commands each.
 
     Returns:
-        `dict[str, float]`: `parse_ms` a game, `resets` and `steps` a second, `memory` in MB an environment (games and
-        engines, interpreter and imports left out).
+        `dict[str, float]`: `parse_ms` per game, `resets` and `steps` per second, `memory` in MB per environment (games
+        and engines, without interpreter and imports).
     """
     make: Any = ALFWorldEngine
     if engine == "upstream":
@@ -85,7 +87,7 @@ def measure(engine: str, count: int, steps: int, data: str | None) -> dict[str, 
 
 
 def measure_apart(engine: str, count: int, steps: int, data: str | None, repeats: int) -> dict[str, float]:
-    """The best of `repeats` measurements, each in a new process."""
+    """The best values of `repeats` measurements, each in a new process."""
     command = [sys.executable, __file__, "--measure", engine, str(count), str(steps)]
     if data is not None:
         command += ["--data", data]
@@ -111,11 +113,11 @@ def report(data: str | None) -> str:
         "",
         f"`python benchmarks/alfworld_engine.py`, {'released' if data else 'generated'} games, "
         f"Python {platform.python_version()} on {platform.machine()} with {os.cpu_count()} cores, one of them used. "
-        f"{COPIES} environments share a game; they take turns and play random admissible commands. "
-        f"Ours: best of 3 runs of {STEPS['ours']} steps an environment. "
+        f"{COPIES} environments share a game; they are stepped in turn, with random admissible commands. "
+        f"Ours: best of 3 runs of {STEPS['ours']} steps per environment. "
         "A step includes the list of admissible commands. Loading: parsing a game and making an engine.",
         "",
-        "| engine | environments | loading (ms) | resets / s | steps / s | memory an environment (MB) |",
+        "| engine | environments | loading (ms) | resets / s | steps / s | memory per environment (MB) |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     ours = {count: measure_apart("ours", count, STEPS["ours"], data, repeats=3) for count in COUNTS}
@@ -123,7 +125,7 @@ def report(data: str | None) -> str:
     if missing:
         lines += [
             "",
-            f"Upstream not measured: no {', '.join(missing)} (`pip install trl-agentic[alfworld]`).",
+            f"Upstream was not measured: {', '.join(missing)} not installed (`pip install trl-agentic[alfworld]`).",
         ]
         return "\n".join(lines) + "\n"
 
@@ -141,7 +143,7 @@ def report(data: str | None) -> str:
     ]
     for count, result in theirs.items():
         ratios = {key: ours[count][key] / result[key] for key in ("resets", "steps", "memory")}
-        memory = f"1 / {1 / ratios['memory']:,.0f}" if ratios["memory"] else "ours took no further page"
+        memory = f"1 / {1 / ratios['memory']:,.0f}" if ratios["memory"] else "ours needed no additional page"
         lines.append(f"| {count} | {ratios['resets']:,.0f}x | {ratios['steps']:,.0f}x | {memory} |")
     return "\n".join(lines) + "\n"
 

@@ -1,7 +1,7 @@
-"""A game of counting down with a tool, and a policy that is taught to play it.
+"""Game of counting down with a tool, and a policy that is trained to play it.
 
-The environment says how often the tool is still to be called. Where it says how to think, too, the policy first counts
-down from a number that the word stands for, so that its turns differ in length.
+The environment reports how many calls of the tool are left. If it also names a way to think, the policy first counts
+down from the number that the word stands for, so that its turns differ in length.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ CONTROL = ["<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<tool_r
 CALL = '<tool_call>\n{"name": "tick", "arguments": {}}\n</tool_call>'
 PROMPT = [{"role": "user", "content": "Count down to 0 and say Done."}]
 SCENE = "The clock stands on the shelf, its hands move on, and nothing else in the room has changed since."
-MOST = 40  # turns that the policy learns to count
+MOST = 40  # the longest game that the policy learns, in turns
 CONTEXT = 8192  # tokens
-WEIGHT = 5.0  # of an answer's first token and of the number to count from, among its other tokens
-# Turns of an episode to learn from, how many make an update, and the share of the learning rate.
+WEIGHT = 5.0  # of an answer's first token and of the number to count from; other tokens have 1
+# Choice of turns in a training episode, episodes per update, and share of the learning rate.
 LESSONS = [([1, 1, 2, 3], 24, 1.0), ([3, 3, 10, MOST], 4, 0.5), ([MOST], 4, 0.2)]
-LEARNED = 2e-3  # loss of the worst of the last ten updates
-# How the policy is told to think, and from where it then counts down: quantiles of an exponential distribution.
+LEARNED = 2e-3  # a lesson ends when the last ten losses are below
+# Ways to think, and the number from which the policy then counts down: quantiles of an exponential distribution.
 THOUGHTS = {
     "barely": 2, "briefly": 5, "shortly": 9, "quietly": 14, "calmly": 20, "slowly": 28, "deeply": 40, "thoroughly": 67,
 }  # fmt: skip
 
 
-def told(left: int, thought: str = "") -> str:
+def report(left: int, thought: str = "") -> str:
     if not left:
         return "Time is up!"
     return f"Left: {left}. Think {thought}." if thought else f"Left: {left}."
@@ -47,31 +47,31 @@ def answer(thought: str = "") -> str:
 
 
 class Countdown:
-    """A TRL environment: a tool to call so many times, which takes its time."""
+    """TRL environment with a tool that has to be called a number of times and has a latency."""
 
-    latency = 0.0  # seconds, on average
+    latency = 0.0  # seconds, mean
 
     def reset(self, turns: int, number: int, thinks: bool, **row: Any) -> str:
         self.left, self.thinks = turns - 1, thinks
         self.latencies, self.thoughts = random.Random(number), random.Random(f"thoughts {number}")
-        return f" {self._told()}"
+        return f" {self._report()}"
 
     def tick(self) -> str:
         """Counts down by one."""
         if self.latency:
             time.sleep(self.latencies.expovariate(1 / self.latency))
         self.left -= 1
-        return f"{SCENE} {self._told()}"
+        return f"{SCENE} {self._report()}"
 
-    def _told(self) -> str:
-        return told(self.left, self.thoughts.choice(list(THOUGHTS)) if self.thinks else "")
+    def _report(self) -> str:
+        return report(self.left, self.thoughts.choice(list(THOUGHTS)) if self.thinks else "")
 
 
 def build_policy(folder: Path, updates: int, name: str | None) -> None:
-    """A small Qwen3, or the model of that name, that plays the countdown, with TRL's template for Qwen2.5.
+    """Trains a small Qwen3, or the model of that name, to play the countdown, with TRL's template for Qwen2.5.
 
     Raises:
-        RuntimeError: it has not learned to play.
+        RuntimeError: the policy has not learned to play.
     """
     model, tokenizer, rate = untrained_policy() if name is None else pretrained_policy(name)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -99,12 +99,12 @@ def build_policy(folder: Path, updates: int, name: str | None) -> None:
 
 
 def untrained_policy() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, float]:
-    """A model without training, its tokenizer and a learning rate."""
+    """An untrained model, its tokenizer and a learning rate."""
     sys.path.insert(0, str(ROOT / "recipes"))
     from small_policy import build_model, build_tokenizer
 
     words = [SCENE, "Done.", PROMPT[0]["content"], *map(answer, THOUGHTS)]
-    words += [f" {told(left, thought)}" for left in range(MOST) for thought in THOUGHTS]
+    words += [f" {report(left, thought)}" for left in range(MOST) for thought in THOUGHTS]
     words.append(chat_template_utils.qwen2_5_chat_template)
     tokenizer = build_tokenizer(words * 3, vocab_size=2048)
     tokenizer.add_tokens([AddedToken(text, special=text.startswith("<|")) for text in CONTROL])
@@ -116,7 +116,7 @@ def untrained_policy() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, float]
 
 
 def pretrained_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, float]:
-    """A model that was trained on other things, its tokenizer and a learning rate."""
+    """A pretrained model, its tokenizer and a learning rate."""
     tokenizer = AutoTokenizer.from_pretrained(name)
     tokenizer.eos_token, tokenizer.chat_template = "<|im_end|>", chat_template_utils.qwen2_5_chat_template
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
@@ -125,7 +125,7 @@ def pretrained_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
 
 
 def _loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> torch.Tensor:
-    """Weighted mean over what the policy says in the texts."""
+    """Weighted mean of the loss over the policy's tokens in the texts."""
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     weights = torch.tensor([_weights(tokenizer, ids) for ids in batch["input_ids"].tolist()])[:, 1:].flatten()
     batch, weights = batch.to(model.device), weights.to(model.device)
@@ -135,7 +135,7 @@ def _loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: lis
 
 
 def _weights(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[float]:
-    """How much each id counts: 0 where it is not the policy's."""
+    """Weight of each token, 0 where it is not the policy's."""
     opening, thinking = (tokenizer(text)["input_ids"] for text in ("<|im_start|>assistant\n", "Thinking:"))
     weights: list[float] = []
     speaks = False
@@ -150,10 +150,10 @@ def _weights(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[float]:
 
 
 def _episode(tokenizer: PreTrainedTokenizerBase, draw: random.Random, turns: int) -> str:
-    """The text of some turns in the middle of an episode, or, in half of the cases, of its end."""
+    """Text of some turns of an episode; in about half of the cases close to its end."""
     left, thoughts = draw.randrange(draw.choice([3, MOST])), draw.choice([[""], list(THOUGHTS)])
     thought = draw.choice(thoughts)
-    messages: list[dict[str, Any]] = [{"role": "user", "content": f"{PROMPT[0]['content']} {told(left, thought)}"}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": f"{PROMPT[0]['content']} {report(left, thought)}"}]
     for _ in range(turns):
         if left == 0:
             messages.append({"role": "assistant", "content": "Done."})
@@ -162,7 +162,7 @@ def _episode(tokenizer: PreTrainedTokenizerBase, draw: random.Random, turns: int
         thought = draw.choice(thoughts)
         messages += [
             {"role": "assistant", "content": called},
-            {"role": "tool", "content": f"{SCENE} {told(left, thought)}"},
+            {"role": "tool", "content": f"{SCENE} {report(left, thought)}"},
         ]
     text: str = tokenizer.apply_chat_template(messages, tools=[Countdown().tick], tokenize=False)
     return text

@@ -1,4 +1,4 @@
-"""What each credit rule makes of the same four rollouts: docs/images/which_rule.png.
+"""Picture of the advantages that each algorithm assigns to the same four rollouts: docs/images/which_rule.png.
 
 python benchmarks/credit_picture.py
 """
@@ -22,10 +22,10 @@ from trl_agentic.credit import (
 
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "images" / "which_rule.png"
-STATES = ["ABDE", "ABC", "ACCB", "ABD"]  # one letter a turn
+STATES = ["ABDE", "ABC", "ACCB", "ABD"]  # one letter per turn
 WON = [True, False, False, True]
-GAIN = {"D": 0.4}  # what entering a state adds to the likelihood of the answer; the last turn answers
-RULES = {
+GAIN = {"D": 0.4}  # information gain of entering a state; the last turn answers
+ALGORITHMS = {
     "GRPO": grpo_advantages,
     "RLOO": rloo_advantages,
     "GiGPO": gigpo_advantages,
@@ -36,7 +36,7 @@ RULES = {
 
 
 def rollouts() -> TurnBatch:
-    """The rollouts as the rules see them."""
+    """The rollouts as a batch of turns."""
     rows, turns = len(STATES), max(map(len, STATES))
     mask = torch.tensor([[k < len(states) for k in range(turns)] for states in STATES])
     rewards, gains = torch.zeros(rows, turns), torch.full((rows, turns), torch.nan)
@@ -51,8 +51,8 @@ def rollouts() -> TurnBatch:
 def main() -> None:
     batch = rollouts()
     figure = Figure(figsize=(9, 4.2), layout="constrained")
-    for axes, (name, rule) in zip(figure.subplots(2, 3).flat, RULES.items(), strict=True):
-        advantages = rule(batch)
+    for axes, (name, algorithm) in zip(figure.subplots(2, 3).flat, ALGORITHMS.items(), strict=True):
+        advantages = algorithm(batch)
         shown = torch.where(batch.turn_mask, advantages, torch.nan)
         axes.imshow(shown, cmap="RdBu", vmin=-2.5, vmax=2.5, aspect="auto")
         for i, states in enumerate(STATES):

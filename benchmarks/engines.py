@@ -1,11 +1,11 @@
-"""GAGPO on ALFWorld with each of the three engines: the quickstart's first updates, same seeds, same games.
+"""Comparison of the three inference engines: the first updates of GAGPO on ALFWorld, with the same seeds and games.
 
     python benchmarks/engines.py
     python benchmarks/engines.py --seeds 1 --updates 2 --output_dir /tmp
     python benchmarks/engines.py --server http://localhost:8000
 
 Runs `recipes/alfworld_gagpo.py` with transformers, with a vLLM server and with vLLM in the trainer's process, one
-after another; a run whose results are there already is not run again. Without a GPU it needs vLLM's CPU build (`make
+after another. A run whose results exist is not run again. Without a GPU it needs vLLM's CPU build (`make
 vllm`, and `pip install matplotlib` into its environment) and starts the server itself. The table and the plot go to
 docs/results/engines.*.
 """
@@ -41,11 +41,11 @@ ENGINES = ("transformers", "server", "colocate")
 SUCCESS, RATIO = "episode/success", "sampling/importance_sampling_ratio/mean"
 GAP, SECONDS = "sampling/sampling_logp_difference/max", "step_time"
 
-Log = list[dict[str, Any]]  # an entry an update
+Log = list[dict[str, Any]]  # one entry per update
 
 
 def recipe_arguments(engine: str, url: str | None) -> list[str]:
-    """What an engine adds to the quickstart."""
+    """Arguments that an engine adds to those of the quickstart."""
     if engine == "transformers":
         return []
     mode = ["--use_vllm", "true", "--vllm_mode", engine]
@@ -53,7 +53,7 @@ def recipe_arguments(engine: str, url: str | None) -> list[str]:
 
 
 def train(arguments: list[str]) -> None:
-    """The recipe, in this process."""
+    """Runs the recipe in this process."""
     if not torch.cuda.is_available() and "--use_vllm" in arguments:
         sys.path.insert(0, str(ROOT))
         import pytest
@@ -69,7 +69,7 @@ def train(arguments: list[str]) -> None:
 
 @contextmanager
 def server_on_cpu(log: Path) -> Iterator[str]:
-    """URL of a server of the quickstart's policy, which takes weights through a file."""
+    """Starts a server of the quickstart's policy, which receives weights through a file, and yields its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -95,13 +95,13 @@ def server_on_cpu(log: Path) -> Iterator[str]:
 
 
 def read_log(out: Path) -> Log:
-    """What a run logged of each of its updates."""
+    """The log entries of a run's updates."""
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
     return [entry for entry in history if SUCCESS in entry]
 
 
 def curves(logs: dict[tuple[str, int], Log]) -> str:
-    """Success in the rollouts of each update and the norm of its gradient: one line an update, one column a run."""
+    """Success in the rollouts of each update and the norm of its gradient: one line per update, one column per run."""
     head = ["update", *(f"{engine}, seed {seed}" for engine, seed in logs)]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * len(logs) + "|"]
     for k, entries in enumerate(zip_longest(*logs.values()), start=1):
@@ -113,7 +113,7 @@ def curves(logs: dict[tuple[str, int], Log]) -> str:
 
 
 def run_table(logs: dict[tuple[str, int], Log]) -> str:
-    """One line a run: success over all updates, the mismatch between engine and trainer, seconds."""
+    """One line per run: success over all updates, the mismatch between engine and trainer, seconds."""
     lines = [
         "| run | updates | success | importance ratio, mean | largest gap of a log-probability "
         "| seconds of the fastest update |",
@@ -143,7 +143,7 @@ def noise(logs: dict[tuple[str, int], Log]) -> tuple[float, float]:
 
 
 def plot(logs: dict[tuple[str, int], Log], path: Path) -> None:
-    """Success of the training rollouts over the updates, a colour an engine, a line a seed."""
+    """Success of the training rollouts over the updates, one colour per engine, one line style per seed."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for engine, seed in logs:
@@ -164,14 +164,14 @@ def report(logs: dict[tuple[str, int], Log], command: str) -> str:
 
 `{command}`: the first updates of the [quickstart](alfworld_gagpo.md), 64 rollouts each on generated games, sampled by
 transformers, by a vLLM server (server) and by vLLM in the trainer's process (colocate), in float32.
-A seed has the same games in the same order and the same random numbers with every engine: they part where rounding
+A seed has the same games in the same order and the same random numbers with every engine: runs diverge where rounding
 decides between two tokens. {platform.machine()} with {machine}, one thread a process. {versions}.
 
 {run_table(logs)}
 
-Success is that of the training rollouts, a mean over the updates. The ratio is that of the model's probability of a
-sampled token to the engine's, whose weights are sent at every update. The machine had other work to do, so seconds say
-little. Success in the rollouts of each update, and the norm of its gradient:
+Success is the mean over the training rollouts of all updates. The importance ratio is the trainer's probability of a
+sampled token divided by the engine's; the engine receives new weights at every update. The machine was not idle, so
+that seconds are only a rough guide. Success in the rollouts of each update, and the norm of its gradient:
 
 {curves(logs)}
 
@@ -190,7 +190,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="number of seeds with transformers, from 0")
     parser.add_argument("--vllm_seeds", type=int, default=1, help="number of seeds with vLLM")
     parser.add_argument("--updates", type=int, default=6)
-    parser.add_argument("--server", help="URL of a vLLM server of the quickstart's policy; started here on a CPU")
+    parser.add_argument(
+        "--server", help="URL of a vLLM server of the quickstart's policy; default: one is started on the CPU"
+    )
     parser.add_argument("--runs_dir", type=Path, default=ROOT / "outputs" / "engines")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
     arguments = parser.parse_args()

@@ -1,16 +1,18 @@
-"""Time of the information gain of a rollout: all boundaries in one pass, against one forward pass per boundary and
-against one plain log-probability pass over the same tokens, all in one run.
+"""Time of a rollout's information gain: all boundaries in one pass, one pass per boundary, a log-probability pass.
+
+All boundaries in one forward pass are compared with one forward pass per boundary and with one plain log-probability
+pass over the same tokens, all in one run.
 
     python benchmarks/information_gain.py
     python benchmarks/information_gain.py --turns 8 --tokens 2048 --repeats 9
     python benchmarks/information_gain.py --model qwen3-4b --rollouts 8 --output information_gain_gpu.md
 
-With `--vllm`, a vLLM engine in this process that has read the rollouts is asked, too:
+With `--vllm`, a vLLM engine in this process that has already read the rollouts is measured as well:
 
     python benchmarks/information_gain.py --vllm --output docs/results/information_gain_vllm.md
 
-Random tokens; unless `--model` is the folder of a checkpoint, random weights with the sizes of a Qwen3. On a GPU the
-default is bfloat16. The table goes to docs/results/information_gain.md.
+Tokens are random. Weights are random too, with the sizes of a Qwen3, unless `--model` is the folder of a checkpoint.
+On a GPU the default is bfloat16. The table goes to docs/results/information_gain.md.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from trl_agentic.rollout.engines import Request, Sampling, VLLMColocateEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 BRIDGE, ANSWER = 16, 4  # tokens
-BATCH = 16384  # tokens of a forward pass, in each of the ways
+BATCH = 16384  # tokens of a forward pass, for each of the methods
 SIZES = {
     # The output layer has a tenth of the parameters, as in a model of 4B.
     "small": {"vocab_size": 1536, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4,
@@ -56,7 +58,7 @@ def make_model(name: str, device: str, dtype: torch.dtype) -> PreTrainedModel:
 
 @torch.no_grad()
 def logprob_pass(model: PreTrainedModel, rollouts: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities (N, T - 1) of all tokens of all rollouts (N, T), as every update needs them."""
+    """Log-probabilities (N, T - 1) of all tokens of all rollouts (N, T), which every update needs."""
     parts = []
     for tokens in rollouts.split(max(1, BATCH // rollouts.size(1))):
         logits = model(input_ids=tokens).logits[:, :-1].float()
@@ -68,7 +70,7 @@ def logprob_pass(model: PreTrainedModel, rollouts: torch.Tensor) -> torch.Tensor
 def per_boundary(
     model: PreTrainedModel, rollouts: torch.Tensor, boundaries: list[int], probe: torch.Tensor
 ) -> torch.Tensor:
-    """Mean log-probability (N, boundaries) of the answer at the end of the probe, from a forward pass for each."""
+    """Mean log-probability (N, boundaries) of the answer at the end of the probe, with a forward pass per boundary."""
     means = []
     for end in boundaries:
         tokens = torch.cat([rollouts[:, :end], probe.expand(len(rollouts), -1)], dim=1)
@@ -81,7 +83,7 @@ def per_boundary(
 
 
 class PrefixCache:
-    """A vLLM engine of the same weights in this process."""
+    """vLLM engine with the same weights in this process."""
 
     def __init__(self, model: PreTrainedModel, context: int):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -95,7 +97,7 @@ class PrefixCache:
             )  # fmt: skip
 
     def read(self, rollouts: list[list[int]], boundaries: list[int]) -> None:
-        """Forgets all, and samples a token behind each boundary, one after the other, as turns do."""
+        """Empties the cache and samples a token after each boundary, one after another, as turns do."""
         self._llm.reset_prefix_cache()
         for end in boundaries:
             engine = VLLMColocateEngine(self._llm, [], Sampling())
@@ -109,12 +111,12 @@ class PrefixCache:
         self, rollouts: list[list[int]], boundaries: list[int], bridge: list[int], answer: list[int]
     ) -> torch.Tensor:
         texts = [(ids[:end] + bridge + answer, len(answer)) for ids in rollouts for end in boundaries]
-        told = VLLMColocateEngine(self._llm, [], Sampling()).mean_logprobs(texts)
-        return torch.tensor(told).view(len(rollouts), len(boundaries))
+        means = VLLMColocateEngine(self._llm, [], Sampling()).mean_logprobs(texts)
+        return torch.tensor(means).view(len(rollouts), len(boundaries))
 
 
 def seconds(functions: list[Callable[[], object]], repeats: int) -> list[float]:
-    """The best of `repeats` times of each, taken in turn, so that a slow moment of the machine meets them all."""
+    """The best of `repeats` times of each function, measured in turn so that other load affects all of them."""
     best = [float("inf")] * len(functions)
     for _ in range(repeats):
         for i, function in enumerate(functions):
@@ -129,7 +131,7 @@ def seconds(functions: list[Callable[[], object]], repeats: int) -> list[float]:
 def measure(
     model: PreTrainedModel, turns: int, length: int, count: int, repeats: int, vllm: PrefixCache | None = None
 ) -> str:
-    """A line of the table: rollouts of `length` tokens with boundaries before each of their turns and at the end."""
+    """Measures one line of the table: rollouts of `length` tokens, boundaries before each turn and at the end."""
     rollouts = torch.randint(model.config.vocab_size, (count, length), device=model.device)
     probe = torch.randint(model.config.vocab_size, (BRIDGE + ANSWER,), device=model.device)
     ids, bridge, answer = rollouts.tolist(), probe[:BRIDGE].tolist(), probe[BRIDGE:].tolist()
@@ -153,9 +155,9 @@ def measure(
         for _ in range(repeats):
             vllm.read(ids, boundaries)
             start = time.perf_counter()
-            told = vllm.mean_logprobs(ids, boundaries, bridge, answer)
+            scores = vllm.mean_logprobs(ids, boundaries, bridge, answer)
             cached = min(cached, time.perf_counter() - start)
-        line += f" {1e3 * cached:,.0f} | {ours / cached:.1f}x | {(told - one_pass()).abs().max().item():.0e} |"
+        line += f" {1e3 * cached:,.0f} | {ours / cached:.1f}x | {(scores - one_pass()).abs().max().item():.0e} |"
     print(line, flush=True)
     return line
 
@@ -164,9 +166,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, nargs="+", default=[2, 8, 32])
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192], help="tokens of a rollout")
-    parser.add_argument("--rollouts", type=int, default=1, help="that are scored together")
+    parser.add_argument("--rollouts", type=int, default=1, help="number of rollouts that are scored together")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--vllm", action="store_true", help="ask a vLLM engine, too")
+    parser.add_argument("--vllm", action="store_true", help="measure a vLLM engine as well")
     parser.add_argument("--model", default="small", help=f"{', '.join(SIZES)} or the folder of a checkpoint")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="bfloat16 on a GPU, else float32")
@@ -188,7 +190,7 @@ def main() -> None:
         f"`python benchmarks/information_gain.py`, {dtype}, torch {torch.__version__} on {where}. "
         f"A {model.config.model_type} of {model.num_parameters() / 1e6:,.1f}M parameters with {weights}; {held} of "
         f"random tokens, boundaries before each turn and at the end; a bridge of {BRIDGE} and an answer of {ANSWER} "
-        f"tokens at each. Best of {arguments.repeats} (per boundary: one).",
+        f"tokens at each. Best of {arguments.repeats} runs (per boundary: one run).",
         "",
         "| turns | tokens | one pass (ms) | a pass per boundary (ms) | log-prob pass (ms) | per boundary / one pass "
         "| one pass / log-prob pass | difference (nats) |",
@@ -208,9 +210,9 @@ def main() -> None:
     lines += [
         "",
         "*One pass* is `trl_agentic.information_gain.answer_logprobs`, *per boundary* the definition: a forward pass "
-        "over each prefix and its probe. *Log-prob pass* is what an update takes anyway to know the old policy's "
-        f"log-probabilities: one forward pass with logits for all tokens. Each has at most {BATCH:,} tokens in a "
-        "forward pass. *Difference* is the largest between the first two, of the answer's mean log-probability.",
+        "over each prefix and its probe. *Log-prob pass* is the pass that an update needs in any case for the old "
+        f"policy's log-probabilities: one forward pass with logits for all tokens. Each has at most {BATCH:,} tokens "
+        "in a forward pass. *Difference* is the largest between the first two, of the answer's mean log-probability.",
     ]
     arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

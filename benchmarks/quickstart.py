@@ -1,11 +1,11 @@
-"""A recipe's quickstart with several seeds: success before and after training, as a table and a plot.
+"""Quickstart of a recipe with several seeds: success before and after training, as a table and a plot.
 
     python benchmarks/quickstart.py --recipe alfworld_gagpo --seeds 5
     python benchmarks/quickstart.py --recipe search_a2tgpo --seeds 3
     python benchmarks/quickstart.py --seeds 1 --name alfworld_gagpo_released --data $ALFWORLD_DATA
 
-Runs `recipes/RECIPE.py` once a seed, one after another; further arguments go to the recipe. A seed whose results are
-there already is not run again. The tables are printed, and the plot goes to `docs/results/NAME.png`.
+Runs `recipes/RECIPE.py` once per seed, one after another. Further arguments are passed to the recipe. A seed whose
+results exist is not run again. The tables are printed, and the plot goes to `docs/results/NAME.png`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METRIC = "episode/success"
 
 
 def run(recipe: str, seed: int, out: Path, extra: list[str]) -> None:
-    """Trains with one seed, unless that was done before."""
+    """Trains with one seed, unless its results exist."""
     if (out / "results.json").exists():
         return
     started = time.perf_counter()
@@ -36,7 +36,7 @@ def run(recipe: str, seed: int, out: Path, extra: list[str]) -> None:
 
 
 def table(runs: dict[int, Path]) -> str:
-    """One line a seed, one line for the mean."""
+    """One line per seed, and one for the mean."""
     lines = ["| seed | before | after | gain in points | minutes |", "|---|---|---|---|---|"]
     gains = []
     for seed, out in runs.items():
@@ -52,7 +52,7 @@ def table(runs: dict[int, Path]) -> str:
 
 
 def type_table(runs: dict[int, Path]) -> str:
-    """Success by task type, all seeds together."""
+    """Success by task type over all seeds."""
     counts: dict[str, dict[str, list[int]]] = {}
     for out in runs.values():
         for moment, rates in json.loads((out / "results.json").read_text()).items():
@@ -68,7 +68,7 @@ def type_table(runs: dict[int, Path]) -> str:
 
 
 def plot(runs: dict[int, Path], path: Path) -> None:
-    """Success of the training rollouts over the steps, one line a seed, and the evaluations as dots."""
+    """Success of the training rollouts over the steps, one line per seed, and the evaluations as dots."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for number, (seed, out) in enumerate(runs.items()):
@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="alfworld_gagpo", help="name of the recipe")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
-    parser.add_argument("--name", help="name of the plot and of the folder of the runs; the recipe's if not given")
+    parser.add_argument("--name", help="name of the plot and of the folder of the runs; default: that of the recipe")
     arguments, extra = parser.parse_known_args()
     name = arguments.name or arguments.recipe
     runs = {seed: ROOT / "outputs" / name / f"seed_{seed}" for seed in range(arguments.seeds)}

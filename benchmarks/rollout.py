@@ -1,19 +1,18 @@
-"""Rollouts: TRL's environment loop against ours, with the same policy, tasks and sampling engine.
+"""Rollouts of TRL's environment loop and of ours, with the same policy, tasks and inference engine.
 
     python benchmarks/rollout.py
     python benchmarks/rollout.py --engine vllm
     python benchmarks/rollout.py --engine vllm --model MODEL    # on a GPU
     python benchmarks/rollout.py --quick
 
-A small policy, or `--model`, is taught for a few minutes to call a tool until it has counted down to zero. The tool
-takes time: none, or on average 50 or 500 ms, exponentially distributed. The task says how many turns a rollout has:
-equally many, evenly spread, or long-tailed; and whether the policy thinks before a call, by counting down from a
-number that differs from turn to turn. Both loops sample from the same model, with transformers or with vLLM, each in a
-process of its own; they play in turns, so that neither has a better hour. Tables and a plot go to
-docs/results/rollout*.
+A small policy, or `--model`, is trained for a few minutes to call a tool until it has counted down to zero. The tool's
+latency is zero, or exponentially distributed with a mean of 50 or 500 ms. The task determines how many turns a rollout
+has (the same number, evenly spread, or long-tailed) and whether the policy thinks before a call, by counting down from
+a number that differs from turn to turn. Both loops sample from the same model, with transformers or with vLLM, each in
+its own process. They play alternately, so that other load affects both. Tables and a plot go to docs/results/rollout*.
 
-Without latency, what the loop reaches is compared with the engine alone, which knows all prompts of the same turns
-beforehand: with each rollout's turns one after the other, and, with vLLM, in any order, as many at a time as there are
+Without latency, the loop is also compared with the engine alone, which gets all prompts of the same turns in advance:
+with each rollout's turns one after another, and, with vLLM, in any order, with as many requests at a time as there are
 rollouts, or fewer, so that rollouts wait for the engine.
 """
 
@@ -49,16 +48,16 @@ from trl_agentic.rollout.engines import Request, Sample
 
 
 ROOT = Path(__file__).resolve().parent.parent
-SLOTS = 16  # sequences at a time of an engine that all rollouts do not fit into
-REPEATS = 7  # of a load without latency; the median counts
-COMMENT = "## What it says"  # what was written by hand under it stays
+SLOTS = 16  # sequences at a time of an engine that is too small for all rollouts
+REPEATS = 7  # of a load without latency; the median is reported
+COMMENT = "## What it says"  # the text below it was written by hand and is kept
 TURN = 320  # tokens
-# Rates of the engine alone, and how the share that the loop reaches of each is called.
+# Rates of the engine alone, and the column of the loop's share of each.
 SHARES = {"alone": "share of the engine alone", "in order": "turns in order"}
 
 
 class Load(NamedTuple):
-    """What to play."""
+    """Number and length of rollouts to play, and the latency of their tool."""
 
     lengths: str  # "equal", "uniform" or "long-tailed"
     environments: int
@@ -81,7 +80,7 @@ class Load(NamedTuple):
 
 
 class TRLTrainer(GRPOTrainer):
-    """TRL's own trainer, which tells how long its loop took."""
+    """TRL's trainer, which measures the seconds and turns of its loop."""
 
     def _generate(self, prompts: Any) -> Any:
         started = time.perf_counter()
@@ -92,7 +91,7 @@ class TRLTrainer(GRPOTrainer):
 
 
 class Loop:
-    """One of the two trainers with the policy."""
+    """Rollout loop of one of the two trainers, with the policy."""
 
     def __init__(self, name: str, policy: Path, folder: Path, engine: str, environments: int):
         options: dict[str, Any] = {
@@ -103,7 +102,7 @@ class Loop:
         }  # fmt: skip
         if engine == "vllm":
             options |= {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": CONTEXT}
-            options["vllm_gpu_memory_utilization"] = 0.3  # there are two
+            options["vllm_gpu_memory_utilization"] = 0.3  # there are two engines
             options["vllm_importance_sampling_correction"] = False  # nothing is trained
         rows = Dataset.from_list(Load("equal", environments, 2, 0.0).rows())
         self.is_ours = name == "ours"
@@ -120,14 +119,14 @@ class Loop:
         )  # fmt: skip
 
     def play(self, load: Load) -> dict[str, float]:
-        """Turns a second; of ours, where nothing takes time, also those of the engine alone.
+        """Turns per second; for ours without latency also those of the engine alone.
 
         Raises:
-            RuntimeError: the policy miscounted, so that the work is not what it should be.
+            RuntimeError: the policy miscounted, so that the amount of work differs.
         """
         Countdown.latency = load.latency
         rows = load.rows()
-        if self.trainer.use_vllm:  # as after an update
+        if self.trainer.use_vllm:  # as after an update of the weights
             self.trainer.vllm_generation.llm.reset_prefix_cache()
         if self.is_ours:
             started = time.perf_counter()
@@ -143,42 +142,43 @@ class Loop:
             raise RuntimeError(f"The policy played {turns} turns of {expected}: it has not learned to count.")
         rates = {"rate": turns / seconds}
         if self.is_ours and not load.latency:
-            turns_of = [list(_requests(number, trajectory)) for number, trajectory in enumerate(played)]
-            rates["in order"] = turns / self._alone([iter(requests) for requests in turns_of])
-            if self.trainer.use_vllm:  # the other engine knows a conversation by its rollout
+            turns_of = [list(requests_of(number, trajectory)) for number, trajectory in enumerate(played)]
+            rates["in order"] = turns / seconds_alone(self.trainer, [iter(requests) for requests in turns_of])
+            if self.trainer.use_vllm:  # the other engine identifies a conversation by its rollout
                 every = (request for requests in turns_of for request in requests)
                 numbered = (replace(request, rollout=number) for number, request in enumerate(every))
-                rates["alone"] = turns / self._alone([numbered] * len(played))
+                rates["alone"] = turns / seconds_alone(self.trainer, [numbered] * len(played))
         return rates
 
-    def _alone(self, lanes: list[Iterator[Request]]) -> float:
-        """Seconds that the engine takes for all requests. A lane's next one follows when one of its own is done."""
-        if self.trainer.use_vllm:
-            self.trainer.vllm_generation.llm.reset_prefix_cache()
-        done: list[tuple[Iterator[Request], Sample | Exception]] = []
-        started = time.perf_counter()
-        with self.trainer._engine(0.01) as engine:
 
-            def ask(lanes: list[Iterator[Request]]) -> int:
-                asked = [(lane, request) for lane in lanes if (request := next(lane, None)) is not None]
-                for lane, request in asked:
-                    engine.submit(request, lambda sample, lane=lane: done.append((lane, sample)))
-                return len(asked)
+def seconds_alone(trainer: Any, lanes: list[Iterator[Request]]) -> float:
+    """Seconds that the engine needs for all requests. The next request of a lane follows when the previous is done."""
+    if trainer.use_vllm:
+        trainer.vllm_generation.llm.reset_prefix_cache()
+    done: list[tuple[Iterator[Request], Sample | Exception]] = []
+    started = time.perf_counter()
+    with trainer._engine(0.01) as engine:
 
-            sampling = ask(lanes)
-            while sampling:
-                engine.step(sampling, 0)
-                samples, free = [sample for _, sample in done], [lane for lane, _ in done]
-                done.clear()
-                for sample in samples:
-                    if isinstance(sample, Exception):
-                        raise sample
-                sampling += ask(free) - len(free)
-        return time.perf_counter() - started
+        def submit(lanes: list[Iterator[Request]]) -> int:
+            submitted = [(lane, request) for lane in lanes if (request := next(lane, None)) is not None]
+            for lane, request in submitted:
+                engine.submit(request, lambda sample, lane=lane: done.append((lane, sample)))
+            return len(submitted)
+
+        sampling = submit(lanes)
+        while sampling:
+            engine.step(sampling, 0)
+            samples, free = [sample for _, sample in done], [lane for lane, _ in done]
+            done.clear()
+            for sample in samples:
+                if isinstance(sample, Exception):
+                    raise sample
+            sampling += submit(free) - len(free)
+    return time.perf_counter() - started
 
 
-def _requests(rollout: int, trajectory: Trajectory) -> Iterator[Request]:
-    """What the engine was asked for in a rollout."""
+def requests_of(rollout: int, trajectory: Trajectory) -> Iterator[Request]:
+    """The requests to the engine in a rollout."""
     context: list[int] = []
     for number, turn in enumerate(trajectory.turns):
         context = context + turn.prompt_ids
@@ -187,7 +187,7 @@ def _requests(rollout: int, trajectory: Trajectory) -> Iterator[Request]:
 
 
 def loads(quick: bool) -> dict[str, list[Load]]:
-    """What to play, by the part of the report."""
+    """Loads to play, by part of the report."""
     if quick:
         return {"lengths and latencies": [Load("long-tailed", 8, 8, *load) for load in ((0.0,), (0.05,), (0.0, True))]}
     return {
@@ -208,12 +208,12 @@ def loads(quick: bool) -> dict[str, list[Load]]:
 
 
 def full_loads() -> list[Load]:
-    """What ours plays with an engine of few slots."""
+    """Loads that ours plays with an engine of few slots."""
     return [Load("uniform", n, 8, 0.0) for n in (SLOTS, 2 * SLOTS, 4 * SLOTS, 8 * SLOTS)]
 
 
 class Player:
-    """A loop in a process of its own."""
+    """Rollout loop in its own process."""
 
     def __init__(self, name: str, policy: Path, folder: Path, engine: str, environments: int):
         spawn = multiprocessing.get_context("spawn")
@@ -221,7 +221,7 @@ class Player:
         self._process = spawn.Process(target=_serve, args=(theirs, name, policy, folder / name, engine, environments))
         self._process.start()
         theirs.close()
-        self._connection.recv()  # it is ready, so that nothing else happens while the other one gets ready or plays
+        self._connection.recv()  # wait until it is ready: players start and play one at a time
 
     def play(self, load: Load) -> dict[str, float]:
         """See [`Loop.play`].
@@ -239,14 +239,14 @@ class Player:
 
 
 def _serve(connection: Connection, name: str, policy: Path, folder: Path, engine: str, environments: int) -> None:
-    """Plays what the other end of the connection asks for, until it is closed."""
+    """Plays the loads that arrive on the connection, until it is closed."""
     if engine == "vllm" and not torch.cuda.is_available():
         _prepare_vllm_for_cpu()
-    with socket.socket() as free:  # each process has a process group of its own
+    with socket.socket() as free:  # each process has its own process group
         free.bind(("127.0.0.1", 0))
         os.environ["MASTER_PORT"] = str(free.getsockname()[1])
     loop = Loop(name, policy, folder, engine, environments)
-    loop.play(Load("equal", 2, 2, 0.0))  # the first of its kind: not timed
+    loop.play(Load("equal", 2, 2, 0.0))  # warm-up, not timed
     connection.send("ready")
     while True:
         try:
@@ -256,13 +256,13 @@ def _serve(connection: Connection, name: str, policy: Path, folder: Path, engine
         connection.send(loop.play(load))
 
 
-Rates = dict[str, list[dict[str, float]]]  # by the loop, of each load
+Rates = dict[str, list[dict[str, float]]]  # name of a loop -> rates of each load
 
 
 def measure(
     names: list[str], parts: dict[str, list[Load]], policy: Path, engine: str, environments: int
 ) -> dict[str, Rates]:
-    """What each of the loops reaches, in turns: median rates, and the median share of the engine alone."""
+    """Median rates of each loop, played alternately, and its median share of the engine alone."""
     with tempfile.TemporaryDirectory() as folder:
         players = {name: Player(name, policy, Path(folder), engine, environments) for name in names}
         try:
@@ -280,13 +280,13 @@ def _measure(players: dict[str, Player], loads: list[Load]) -> Rates:
             for name, player in players.items():
                 plays[name].append(player.play(load))
         for name, rates in plays.items():
-            results[name].append(_median(rates))
+            results[name].append(medians(rates))
             print(load, name, [round(rate["rate"], 1) for rate in rates], flush=True)
     return results
 
 
-def _median(plays: list[dict[str, float]]) -> dict[str, float]:
-    """Of each rate, and of what share each play reached of the engine alone."""
+def medians(plays: list[dict[str, float]]) -> dict[str, float]:
+    """The median of each rate, and of the share of the engine alone."""
     shares = [{f"share, {key}": play["rate"] / rate for key, rate in play.items() if key != "rate"} for play in plays]
     plays = [play | share for play, share in zip(plays, shares, strict=True)]
     return {key: statistics.median(play[key] for play in plays) for key in plays[0]}
@@ -303,8 +303,8 @@ def _prepare_vllm_for_cpu() -> None:
 
 
 def full_table(results: list[dict[str, float]]) -> str:
-    """One line for each number of rollouts that share an engine of few slots."""
-    lines = ["| turns a rollout | environments | ours, turns/s | " + " | ".join(SHARES.values()) + " |"]
+    """One line per number of rollouts that share an engine of few slots."""
+    lines = ["| turns per rollout | environments | ours, turns/s | " + " | ".join(SHARES.values()) + " |"]
     lines.append("|---" + "|---:" * 4 + "|")
     for load, rates in zip(full_loads(), results, strict=True):
         cells = [load.name(), str(load.environments), f"{rates['rate']:.1f}"]
@@ -313,10 +313,10 @@ def full_table(results: list[dict[str, float]]) -> str:
 
 
 def table(part: list[Load], results: Rates) -> str:
-    """One line a load."""
+    """One line per load."""
     theirs, ours = results["TRL"], results["ours"]
     shares = [key for key in SHARES if any(key in rates for rates in ours)]
-    head = ["turns a rollout", "environments", "latency", "TRL, turns/s", "ours, turns/s", "ours / TRL"]
+    head = ["turns per rollout", "environments", "latency", "TRL, turns/s", "ours, turns/s", "ours / TRL"]
     head += [SHARES[key] for key in shares]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for load, trl, own in zip(part, theirs, ours, strict=True):
@@ -328,7 +328,7 @@ def table(part: list[Load], results: Rates) -> str:
 
 
 def plot(parts: dict[str, list[Load]], results: dict[str, Rates], path: Path) -> None:
-    """Turns a second against the number of environments, and seconds a turn against the number of turns."""
+    """Turns per second over the number of environments, and milliseconds per turn over the number of turns."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in ("TRL", "ours"):
@@ -347,16 +347,16 @@ def plot(parts: dict[str, list[Load]], results: dict[str, Rates], path: Path) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
-    parser.add_argument("--model", help="a model to teach; default: a small one, made here")
+    parser.add_argument("--model", help="model to train; default: a small one, built here")
     parser.add_argument("--quick", action="store_true", help="two small loads, printed only")
-    parser.add_argument("--updates", type=int, default=1500, help="the most updates of a lesson")
+    parser.add_argument("--updates", type=int, default=1500, help="largest number of updates of a lesson")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
     arguments = parser.parse_args()
     engine, parts = arguments.engine, loads(arguments.quick)
     with tempfile.TemporaryDirectory() as folder:
         policy = Path(folder) / "policy"
         build_policy(policy, arguments.updates, arguments.model)
-        torch.cuda.empty_cache()  # the players take what is free
+        torch.cuda.empty_cache()  # leave the memory to the players
         most = max(load.environments for part in parts.values() for load in part)
         results = measure(["TRL", "ours"], parts, policy, engine, most)
         tables = [table(listed, results[part]) for part, listed in parts.items()]
@@ -377,14 +377,14 @@ def main() -> None:
 
 
 def limits(parts: dict[str, list[Load]], results: dict[str, Rates]) -> str:
-    """What the engine allows any loop on the long-tailed sets without latency."""
+    """The rate that the engine allows any loop on the long-tailed loads without latency."""
     sentences = []
     for part, listed in parts.items():
         for load, trl, own in zip(listed, results[part]["TRL"], results[part]["ours"], strict=True):
             if load.lengths == "long-tailed" and not load.latency:
                 sentences.append(
                     f"{load.name().capitalize()}, {load.environments} environments: TRL reaches {trl['rate']:.1f} "
-                    f"turns a second, ours {own['rate']:.1f}, and the engine alone, turns in order, "
+                    f"turns per second, ours {own['rate']:.1f}, and the engine alone, turns in order, "
                     f"{own['in order']:.1f}: {own['in order'] / trl['rate']:.1f}x is about the most that a loop could "
                     "reach there."
                 )
@@ -405,33 +405,32 @@ def report(engine: str, model: str | None, name: str, tables: str, longest: str)
         ""
         if engine == "transformers"
         else f"""
-"Share of the engine alone": the same turns, all of their prompts known beforehand, in any order, as many at a time as
-there are rollouts. A rollout's turns follow one another, so lengths bound that share whatever the loop does: with
-rollouts of equal length the engine always has all of them; with others it has ever fewer, until the longest is alone.
-In the last table the engine takes {SLOTS} sequences at a time: the more rollouts there are, the fewer of its places
-are ever empty.
+"Share of the engine alone": the engine gets the prompts of all turns in advance and samples them in any order, as many
+at a time as there are rollouts. A rollout's turns follow one another, so lengths bound that share for any loop: with
+rollouts of equal length the engine always has all of them; with others it has fewer and fewer, until only the longest
+is left. In the last table the engine samples {SLOTS} sequences at a time: the more rollouts, the fewer empty slots.
 """
     )
-    return f"""# Rollouts: TRL's loop against ours, {engine}{f", {policy}" if model else ""}
+    return f"""# Rollouts: TRL's loop and ours, {engine}{f", {policy}" if model else ""}
 
 `{command}`: the `environment_factory` loop of TRL
-{metadata.version("trl")} and ours play the same tasks with the same policy, {policy}, taught to call a tool until
+{metadata.version("trl")} and ours play the same tasks with the same policy, {policy}, trained to call a tool until
 it has counted down. Both sample with {sampler}, on
-{platform.machine()} with {machine}. A tool call takes its latency on average, exponentially distributed. Where the
+{platform.machine()} with {machine}. The latency of a tool call is the mean of an exponential distribution. Where the
 policy thinks, it counts down before each call, from a number between {fewest} and {most}, on average {mean:.0f},
 exponentially distributed.
 
 {tables}
 
-TRL calls the tools of a turn one after another and waits for all of them; ours works on with those that have answered.
-The two play in turns; rates without latency are medians of {REPEATS}.
+TRL calls the tools of a turn one after another and waits for all of them; ours continues with those that have
+answered. The two play alternately; rates without latency are medians of {REPEATS} runs.
 
-"Turns in order": the share of what the engine reaches where all prompts are known beforehand, but each rollout's turns
-follow one another. What is missing there is the loop's own, and the tools'.
+"Turns in order": the share of the engine's rate when it gets all prompts in advance, but each rollout's turns follow
+one another. The rest is the time of the loop and of the tools.
 
 {longest}
 {any_order}
-![Turns a second by the number of environments; milliseconds a turn by the number of turns]({name}.png)
+![Turns per second by the number of environments; milliseconds per turn by the number of turns]({name}.png)
 """
 
 

@@ -1,8 +1,8 @@
-"""How hard the generated world of questions is: what a guesser, a single search and the scripted oracle reach.
+"""Difficulty of the generated world of questions: the success of a guesser, a single search and the scripted oracle.
 
     python benchmarks/search_world.py
 
-Prints the table of docs/environments_search.md: exact match on the 400 test questions, three passages a search.
+Prints the table of docs/environments_search.md: exact match on the 400 test questions, three passages per search.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ HOPS = ("1-hop", "2-hop", "3-hop", "4-hop")
 
 
 def relation(question: str) -> str:
-    """What is asked for: the first noun of "Name the R of ..."."""
+    """The relation that a question asks for: the first noun of "Name the R of ..."."""
     return question.split()[2]
 
 
 def guess() -> list[bool]:
-    """Answers with what was most often right in training for the relation that is asked for."""
+    """Answers with the most frequent training answer for the relation of the question."""
     seen: dict[str, Counter[str]] = {}
     for row in SearchEnv(split="train").tasks():
         seen.setdefault(relation(row["question"]), Counter())[row["ground_truth"][0]] += 1
@@ -33,7 +33,7 @@ def guess() -> list[bool]:
 
 
 def one_search() -> list[bool]:
-    """Searches for the question itself, and reads perfectly: whether the answer stands in what is found."""
+    """Whether the answer occurs in the passages of one search for the question itself."""
     rows = SearchEnv(split="test").tasks()
     found = world_retriever().search([row["question"] for row in rows], 3)
     return [
@@ -43,7 +43,7 @@ def one_search() -> list[bool]:
 
 
 def oracle() -> tuple[list[bool], float]:
-    """Wins, and the share of searches that did not find what was looked for."""
+    """Wins, and the share of searches that did not find the wanted passage."""
     env = SearchEnv(split="test", action_format="plain", max_searches=20)
     rows = env.tasks()
     played = [demonstration(env, row, random.Random(0)) for row in rows]
@@ -61,7 +61,7 @@ def main() -> None:
     for name, hits in (("guesser", guess()), ("one search, the question itself", one_search()), ("oracle", wins)):
         rates = [[hit for hit, kind in zip(hits, kinds, strict=True) if kind == hop] for hop in HOPS]
         print(f"| {name} | " + " | ".join(str(SuccessRate(sum(r), len(r))) for r in [*rates, hits]) + " |")
-    print(f"\n{100 * missed:.1f}% of the oracle's searches did not find what it looked for.")
+    print(f"\n{100 * missed:.1f}% of the oracle's searches did not find the wanted passage.")
 
 
 if __name__ == "__main__":

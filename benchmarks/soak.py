@@ -1,14 +1,14 @@
-"""Thousands of episodes over many concurrent environments, with faults: what leaks, what is lost, what it costs.
+"""Soak test: thousands of episodes over many concurrent environments with faults. Measures leaks, losses and cost.
 
     python benchmarks/soak.py --output docs/results/soak.md
     python benchmarks/soak.py --quick
 
 The rollout loop plays embedded ALFWorld in worker processes, without faults and then with them: some of the episodes
-have an exception, a hang or a kill -9 of their worker somewhere in their course. In place of a model, a scripted
-policy answers at once, so that the environments' side is all that there is to measure. The exit code is 1 if an
-episode, a process, a file or a file descriptor is lost.
+have an exception, a hang or a kill -9 of their worker at a random turn. A scripted policy answers immediately in place
+of a model, so that only the environments' side is measured. The exit code is 1 if an episode is lost, or if a process,
+a file or a file descriptor is leaked.
 
-Worker processes import this script, so that the heavy libraries are imported where they are used.
+Worker processes import this script; therefore the heavy libraries are imported where they are used.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ HEAD = """# Soak: thousands of episodes with faults
 
 `python benchmarks/soak.py`: the rollout loop plays embedded ALFWorld in worker processes, without faults and then with
 them. Of the episodes of the second pass 1% have an exception, 1% a hang and 0.5% a `kill -9` of their worker, at a
-random turn. A scripted policy answers at once. A fault strikes one worker; the episode goes on on a fresh one.
+random turn. A scripted policy answers immediately. A fault strikes one worker; the episode resumes on a new one.
 
 """
 SHARES = {"exception": 0.01, "hang": 0.01, "kill": 0.005}
@@ -50,7 +50,7 @@ COMMANDS = ("look", "inventory", "go to desk 1", "open drawer 1", "go to shelf 1
 
 
 class FaultyALFWorld(ALFWorldEnv):
-    """ALFWorld whose row may ask for a fault. A fault strikes one worker, as in life: the next one is healthy.
+    """ALFWorld with faults that a row asks for. A fault strikes one worker; the next worker is healthy.
 
     Args:
         struck: folder with an empty file for every episode whose fault has struck.
@@ -85,7 +85,7 @@ class FaultyALFWorld(ALFWorldEnv):
 
 
 class ScriptedEngine:
-    """Answers at once with a command that depends on the request's seed."""
+    """Inference engine that answers immediately, with a command that depends on the request's seed."""
 
     def __init__(self, tokenizer: Any):
         self._answers = [[*tokenizer(c)["input_ids"], tokenizer.eos_token_id] for c in COMMANDS]
@@ -104,7 +104,7 @@ class ScriptedEngine:
 
 @dataclass
 class Run:
-    """What was measured in one pass."""
+    """Measurements of one pass."""
 
     seconds: float
     turns: int
@@ -165,14 +165,14 @@ def resident_megabytes() -> float:
 
 
 def alive_workers() -> list[bool]:
-    """One `True` for each process of an environment that is still there."""
+    """Whether each remaining environment process is alive."""
     import multiprocessing
 
     return [child.is_alive() for child in multiprocessing.active_children() if child.name == "environment"]
 
 
 def slope(values: list[float]) -> float:
-    """Least-squares slope over the second half of the values: what comes after the warm-up."""
+    """Least-squares slope over the second half of the values, which excludes the warm-up."""
     tail = values[len(values) // 2 :]
     middle, mean = (len(tail) - 1) / 2, sum(tail) / len(tail)
     spread = sum((i - middle) ** 2 for i in range(len(tail)))
@@ -180,7 +180,7 @@ def slope(values: list[float]) -> float:
 
 
 def table(episodes: int, environments: int, healthy: Run, faulty: Run) -> str:
-    """Both runs side by side, as Markdown."""
+    """Table of both runs in Markdown."""
 
     def row(name: str, of: Callable[[Run], Any]) -> str:
         return f"| {name} | {of(healthy)} | {of(faulty)} |"
@@ -191,7 +191,7 @@ def table(episodes: int, environments: int, healthy: Run, faulty: Run) -> str:
             f"| {episodes:,} episodes, {environments} environments in processes | without faults | with faults |",
             "| --- | ---: | ---: |",
             row("faults that struck", lambda r: r.struck),
-            row("retries on a fresh environment", lambda r: r.retries),
+            row("retries on a new environment", lambda r: r.retries),
             row("episodes that ended with an error", lambda r: r.stops[StopReason.ERROR]),
             row("episodes finished", lambda r: r.stops.total() - r.stops[StopReason.ERROR]),
             row("finished + errors - started", lambda r: r.stops.total() - episodes),
@@ -211,7 +211,7 @@ def table(episodes: int, environments: int, healthy: Run, faulty: Run) -> str:
 
 
 def main() -> int:
-    """Runs both passes, prints the table, and tells whether nothing was lost."""
+    """Runs both passes, prints the table, and returns 0 if nothing was lost or leaked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=10_000)
     parser.add_argument("--environments", type=int, default=64)
@@ -223,15 +223,17 @@ def main() -> int:
     shares = SHARES
     if args.quick:
         args.episodes, args.environments, shares = 120, 8, {name: 4 * share for name, share in SHARES.items()}
-    util.get_temp_dir()  # multiprocessing's own, which outlives the one below
-    with tempfile.TemporaryDirectory() as own:  # others write to the usual one, too
+    util.get_temp_dir()  # multiprocessing's own folder, which outlives the one below
+    with tempfile.TemporaryDirectory() as own:  # other processes write to the usual one
         tempfile.tempdir = os.environ["TMPDIR"] = own
         healthy = soak(args.episodes, args.environments, {}, args.timeout, args.max_turns)
         faulty = soak(args.episodes, args.environments, shares, args.timeout, args.max_turns)
     text = table(args.episodes, args.environments, healthy, faulty)
     ratio = healthy.seconds / faulty.seconds
     text += f"\n\nThroughput with faults, as a ratio to that without: {ratio:.2f}. "
-    text += f"A hang is found after {args.timeout:g} s (`environment_timeout`), and {args.environments} episodes are "
+    text += (
+        f"A hang is detected after {args.timeout:g} s (`environment_timeout`), and {args.environments} episodes are "
+    )
     text += "played at a time: a batch with a hang waits for it.\n"
     print(text)
     if args.output:

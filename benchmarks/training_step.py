@@ -1,13 +1,15 @@
-"""A training step on rollouts of unequal length: micro-batches by a budget of tokens against TRL's padded batches.
+"""Training step on rollouts of unequal length: micro-batches by a token budget, compared with TRL's padded batches.
 
     python benchmarks/training_step.py
     python benchmarks/training_step.py --steps 7 --rollouts 32
     python benchmarks/training_step.py --model MODEL --bf16 --rollouts 64 --turns 64 --budget 65536    # on a GPU
 
 Both train the small policy that ships with the package, or `--model`, on the same made-up rollouts, with the same
-advantages and the same loss ("dapo"). TRL pads every rollout of a batch to the longest and takes equally many in every
-pass. Each measurement is a process of its own, for its peak memory. On a GPU, the share of the card's rate of matrix
-products is told, which is measured too (bfloat16). The table goes to docs/results/training_step.md.
+advantages and the same loss ("dapo"). TRL pads every rollout of a batch to the longest and has the same number of
+rollouts in every forward pass. Each measurement runs in its own process, because of the peak memory. On a GPU, the
+table has the share of the GPU's measured rate of matrix products (bfloat16).
+
+The table goes to docs/results/training_step.md.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ KEPT = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_
 
 
 class Nothing:
-    """An environment that is never played: the rollouts are given."""
+    """Environment that is never played: the rollouts are given."""
 
     def reset(self, **row: Any) -> str:
         return "Go."
@@ -83,7 +85,7 @@ def rollout(turns: int, seed: int) -> Trajectory:
 
 
 class Budgeted(AgenticGRPOTrainer):
-    """Trains on given rollouts."""
+    """Trainer of this package on given rollouts."""
 
     given: list[Trajectory]
 
@@ -92,7 +94,7 @@ class Budgeted(AgenticGRPOTrainer):
 
 
 class Padded(GRPOTrainer):
-    """TRL's trainer on the rows of given rollouts, laid out as TRL lays them out."""
+    """TRL's trainer on given rollouts in TRL's padded layout."""
 
     given: dict[str, torch.Tensor]
 
@@ -101,7 +103,7 @@ class Padded(GRPOTrainer):
 
 
 class Clock(TrainerCallback):
-    """Seconds of each step: of the processor, and on the wall."""
+    """Timer of each step: processor seconds and wall-clock seconds."""
 
     def __init__(self) -> None:
         self.cpu: list[float] = []
@@ -118,7 +120,7 @@ class Clock(TrainerCallback):
 
 
 def matrix_rate(size: int = 8192, products: int = 20) -> float:
-    """FLOPs a second of bfloat16 matrix products of random numbers on the GPU."""
+    """FLOPs per second of bfloat16 matrix products of random numbers on the GPU."""
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     for _ in range(5):
         a @ b
@@ -131,8 +133,8 @@ def matrix_rate(size: int = 8192, products: int = 20) -> float:
 
 
 def step_flops(model: PreTrainedModel, lengths: list[int]) -> float:
-    """FLOPs that a step needs for the tokens themselves, without recomputation and padding: 6 a weight in a matrix
-    product and token, and causal attention."""
+    """FLOPs that a step needs for its tokens, without recomputation and padding: 6 per token and weight of a matrix
+    product, and causal attention."""
     config = model.config.get_text_config()
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -205,13 +207,13 @@ def measure(kind: str, method: str, arguments: argparse.Namespace) -> dict[str, 
 
 
 def _memory() -> float:
-    """Bytes in use now; the peak counts from here."""
+    """Bytes in use now. Resets the peak."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return float(torch.cuda.memory_allocated())
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
-        clear.write_text("5")  # Linux: the peak starts anew
+        clear.write_text("5")  # Linux: resets the peak
     return _peak()
 
 
@@ -226,7 +228,7 @@ def _peak() -> float:
 
 
 def table(results: dict[tuple[str, str], dict[str, float]], rate: float | None) -> str:
-    """The figures; with a card's matrix `rate` in FLOPs a second, in seconds on the wall, and its share used."""
+    """Table of the figures. With a GPU's `rate` in FLOPs per second: wall-clock seconds, and the share of the rate."""
     clock, unit = ("cpu", "CPU s") if rate is None else ("wall", "s")
     names = ["lengths", "batches", "tokens", "positions", f"{unit} / step", "tokens / s", "memory (MB)", "loss"]
     names += ["gradient norm"] + ["FLOPs used"] * (rate is not None)
@@ -252,7 +254,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps; the first is not timed")
     parser.add_argument("--model", default=str(small_policy()), help="default: the small policy of the package")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast; weights are float32 in any case")
-    parser.add_argument("--budget", type=int, help="positions of a pass; default: those of the longest rollout")
+    parser.add_argument(
+        "--budget", type=int, help="positions of a forward pass; default: those of the longest rollout"
+    )
     parser.add_argument("--measure", nargs=2, metavar=("LENGTHS", "METHOD"), help="one measurement, printed as JSON")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "training_step.md")
     arguments = parser.parse_args()
@@ -272,38 +276,38 @@ def main() -> None:
 
 
 def report(arguments: argparse.Namespace, results: dict[tuple[str, str], dict[str, float]], rate: float | None) -> str:
-    """The page."""
+    """The page of results."""
     longest = PROMPT + ACTION + (arguments.turns - 1) * (ACTION + OBSERVATION)
     sizes = f"--rollouts {arguments.rollouts} --turns {arguments.turns} --steps {arguments.steps}"
     own = arguments.model == str(small_policy())
     policy = "the policy of 1.9 million parameters that ships with the package" if own else Path(arguments.model).name
     if rate is None:
         machine = f"{platform.machine()} with {os.cpu_count()} cores, one thread"
-        clock = "in seconds of the processor"
+        clock = "in processor seconds"
     else:
         machine = f"{torch.cuda.get_device_name()}, whose matrix products run at {rate / 1e12:,.0f} TFLOP/s"
-        clock = "on the wall"
+        clock = "in wall-clock seconds"
     used = (
         ""
         if rate is None
         else """ *FLOPs used* are those of the tokens
-themselves (forward and backward, 6 a weight, and causal attention) over the card's rate of matrix products."""
+(forward and backward, 6 per weight, and causal attention) divided by the GPU's rate of matrix products."""
     )
     precision = "bfloat16 autocast" if arguments.bf16 else "float32"
-    budget = f"{arguments.budget or longest:,} positions a pass"
+    budget = f"{arguments.budget or longest:,} positions per pass"
     if arguments.budget is None:
         budget += ", those of the longest rollout"
-    return f"""# A training step: token budget against padded batches
+    return f"""# Training step: token budget compared with padded batches
 
 `python benchmarks/training_step.py {sizes}`: {arguments.rollouts} rollouts of up to {longest:,} tokens, {policy},
 {precision}, Python {platform.python_version()}, torch {torch.__version__}, {machine}.
 Median of {arguments.steps - 1} steps, {clock}; rollouts are given, so generation costs nothing.
 
-TRL takes {arguments.rollouts // 4} rollouts a pass, each padded to the longest of the batch. The token budget is
-{budget}. *Tokens* are those of the rollouts, *positions*
-those that forward passes computed, padding included. *Packed* rows are laid end to end in one, here with
-`{PACKED_ATTENTION}`. *Memory* is what training adds at its peak. With fewer rollouts a pass, TRL needs less of it and
-computes as many positions: it pads a batch before it cuts it.{used}
+TRL has {arguments.rollouts // 4} rollouts in a forward pass, each padded to the longest of the
+batch. The token budget is {budget}.
+*Tokens* are those of the rollouts, *positions* those that forward passes computed, padding included. *Packed* training sequences are concatenated
+into one row, here with `{PACKED_ATTENTION}`. *Memory* is the peak of training minus the memory before it. With fewer
+rollouts per pass, TRL needs less memory and computes as many positions: it pads a batch before it splits it.{used}
 
 {table(results, rate)}
 """

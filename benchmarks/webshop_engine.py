@@ -1,10 +1,10 @@
-"""Speed and memory of the WebShop engine, and what a larger catalogue costs.
+"""Speed and memory of the WebShop engine, and the cost of a larger catalogue.
 
     python benchmarks/webshop_engine.py                                # generated products
     python benchmarks/webshop_engine.py --data folder_with_the_files   # the official ones
     WEBSHOP_PATH=... python benchmarks/webshop_engine.py               # upstream in the same run
 
-Every measurement runs in a process of its own, on one core. Episodes are played by the random shopper. The table and
+Every measurement runs in its own process, on one core. The random shopper plays the episodes. The table and
 the plot go to docs/results/webshop_engine.md and .png.
 """
 
@@ -33,12 +33,12 @@ COUNTS = (1, 64, 1024)
 SIZES = (1000, 3000, 10_000, 30_000, 100_000)
 STEPS = 20_000
 SEARCHES = 500
-# Measured elsewhere, on upstream's own code, with and without its Java search.
+# Measured on another machine with upstream's own code, with and without its Java search.
 UPSTREAM_ELSEWHERE = "12 steps a second with upstream's Lucene in Java, 18 with its search replaced"
 
 
 def memory() -> float:
-    """Resident memory of this process in bytes: now, where the system says so, else at its peak."""
+    """Resident memory of this process in bytes: the current value if the system reports it, else the peak."""
     statm = Path("/proc/self/statm")
     if statm.is_file():
         return int(statm.read_text().split()[1]) * resource.getpagesize()
@@ -56,7 +56,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def play(engines: list[Any], steps: int, goals: int) -> tuple[int, float]:
-    """Plays random episodes on the engines in turn; returns the steps and the seconds that the engines took."""
+    """Plays random episodes on the engines in turn. Returns the steps and the engines' seconds."""
     draw = random.Random(0)
     states = [engine.reset(draw.randrange(goals)) for engine in engines]
     shoppers = [RandomShopper(engine, draw) for engine in engines]
@@ -75,10 +75,10 @@ def play(engines: list[Any], steps: int, goals: int) -> tuple[int, float]:
 
 
 def measure_environments(count: int, data: str | None) -> dict[str, float]:
-    """Resets and steps a second of `count` environments that share a catalogue; bytes that each takes in play."""
+    """Resets and steps per second of `count` environments that share a catalogue, and bytes of each during play."""
     shop = catalogue(data, 1000)
     goals = len(shop.goals())
-    play([WebShopEngine(shop)], 2000, goals)  # caches that all environments share are filled
+    play([WebShopEngine(shop)], 2000, goals)  # fills the caches that all environments share
     engines = [WebShopEngine(shop) for _ in range(count)]
     resets = seconds(lambda: [engine.reset(number) for number, engine in enumerate(engines * (4096 // count))])
     steps, spent = play(engines, max(STEPS, 5 * count), goals)
@@ -86,7 +86,7 @@ def measure_environments(count: int, data: str | None) -> dict[str, float]:
 
 
 def held_each(shop: WebShopCatalogue, count: int) -> float:
-    """Bytes that an environment holds in the middle of play: what is freed with it."""
+    """Bytes of an environment during play, measured as the memory that is freed with it."""
     tracemalloc.start()
     engines = [WebShopEngine(shop) for _ in range(count)]
     play(engines, max(20, 5 * count), len(shop.goals()))
@@ -100,7 +100,7 @@ def held_each(shop: WebShopCatalogue, count: int) -> float:
 
 
 def measure_size(size: int, data: str | None) -> dict[str, float]:
-    """What a catalogue costs: seconds to build, bytes, and milliseconds of a search, mean and 99th percentile."""
+    """Cost of a catalogue: seconds to build, megabytes, and milliseconds of a search (mean, 99th percentile)."""
     before = memory()
     start = time.process_time()
     shop = catalogue(data, size)
@@ -124,7 +124,7 @@ def measure_size(size: int, data: str | None) -> dict[str, float]:
 
 
 def measure_upstream(_: int, __: str | None) -> dict[str, float]:
-    """Resets and steps a second of one upstream environment."""
+    """Resets and steps per second of one upstream environment."""
     engine = UpstreamWebShopEngine()
     start = time.perf_counter()
     for number in range(20):
@@ -143,24 +143,24 @@ def measure_upstream(_: int, __: str | None) -> dict[str, float]:
 MEASURES = {"environments": measure_environments, "size": measure_size, "upstream": measure_upstream}
 
 
-def apart(what: str, number: int, data: str | None) -> dict[str, float]:
-    """A measurement in a process of its own."""
-    command = [sys.executable, __file__, "--measure", what, str(number)] + (["--data", data] if data else [])
+def apart(measure: str, number: int, data: str | None) -> dict[str, float]:
+    """Runs a measurement in its own process."""
+    command = [sys.executable, __file__, "--measure", measure, str(number)] + (["--data", data] if data else [])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
     result = json.loads(done.stdout.splitlines()[-1])
-    print(what, number, {key: round(value, 2) for key, value in result.items()}, flush=True)
+    print(measure, number, {key: round(value, 2) for key, value in result.items()}, flush=True)
     return result
 
 
 def report(environments: dict[int, dict[str, float]], sizes: list[dict[str, float]], upstream: str, shop: str) -> str:
-    """The page."""
+    """The page of results."""
     lines = [
         "# Speed and memory of the WebShop engine",
         "",
         f"`benchmarks/webshop_engine.py`: {shop}, one core, Python {platform.python_version()}, processor",
-        f"time. Random shopper, {STEPS:,} steps or five for each environment, searches among them. An environment's",
-        "memory is what is freed with it.",
+        f"time. Random shopper, {STEPS:,} steps or five for each environment, including searches. An environment's",
+        "memory is the memory that is freed with it.",
         "",
         "| environments | resets / s | steps / s | kB for each environment |",
         "|---:|---:|---:|---:|",
@@ -171,7 +171,7 @@ def report(environments: dict[int, dict[str, float]], sizes: list[dict[str, floa
         "",
         upstream,
         "",
-        "What a larger catalogue costs; a search is that of an instruction:",
+        "Cost of a larger catalogue. A search is a search for an instruction:",
         "",
         "| products | build, s | MB with its goals | search, ms | search, 99th percentile, ms | steps / s |",
         "|---:|---:|---:|---:|---:|---:|",
@@ -200,23 +200,23 @@ def plot(sizes: list[dict[str, float]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder of official files; generated products without it")
+    parser.add_argument("--data", help="folder of official files; default: generated products")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of generated products")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "webshop_engine.md")
-    parser.add_argument("--measure", nargs=2, metavar=("WHAT", "NUMBER"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, metavar=("MEASURE", "NUMBER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        what, number = arguments.measure
-        print(json.dumps(MEASURES[what](int(number), arguments.data)))
+        measure, number = arguments.measure
+        print(json.dumps(MEASURES[measure](int(number), arguments.data)))
         return
     environments = {count: apart("environments", count, arguments.data) for count in COUNTS}
     sizes = [apart("size", size, None) for size in arguments.sizes]
-    upstream = f"Upstream, measured elsewhere: {UPSTREAM_ELSEWHERE}. It was not run here."
+    upstream = f"Upstream, measured on another machine: {UPSTREAM_ELSEWHERE}. It was not measured in this run."
     if os.environ.get("WEBSHOP_PATH"):
         theirs = apart("upstream", 1, None)
         upstream = (
             f"Upstream in the same run, one environment: {theirs['resets']:,.1f} resets and {theirs['steps']:,.1f} "
-            f"steps a second. Measured elsewhere: {UPSTREAM_ELSEWHERE}."
+            f"steps a second. On another machine: {UPSTREAM_ELSEWHERE}."
         )
     shop = f"the official files, {arguments.data}" if arguments.data else "1,000 generated products"
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""What three scripted shoppers earn on each split of the generated shop, and how turns meet in states.
+"""Scores of three scripted shoppers on each split of the generated shop, and how often turns share states.
 
     python benchmarks/webshop_shoppers.py
     python benchmarks/webshop_shoppers.py --data folder_with_the_files
 
-Prints the tables of docs/environments_webshop.md. In the second, groups of eight rollouts are played by the quick
-shopper, who leaves out four choices in ten, with a random action before one step in ten.
+Prints the tables of docs/environments_webshop.md. In the second table, the quick shopper plays groups of eight
+rollouts. It leaves out four of ten choices, and one action in ten is random.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def shopper(name: str, engine: WebShopEngine, draw: random.Random) -> Any:
 
 
 def scores(catalogue: WebShopCatalogue, numbers: range, name: str) -> list[float]:
-    """What a shopper's purchases score; 0 where it buys nothing in 15 steps."""
+    """Scores of a shopper's purchases, 0 where it buys nothing within 15 steps."""
     engine, found = WebShopEngine(catalogue), []
     for number in numbers:
         state = engine.reset(number)
@@ -51,13 +51,13 @@ def scores(catalogue: WebShopCatalogue, numbers: range, name: str) -> list[float
 
 
 def states(rollouts: list[list[str]]) -> tuple[int, int, int]:
-    """Turns of a group, distinct states, and turns in a state that was visited once."""
+    """Number of turns of a group, of distinct states, and of turns in a state that was visited once."""
     counts = Counter(state for rollout in rollouts for state in rollout)
     return counts.total(), len(counts), sum(count == 1 for count in counts.values())
 
 
 def group_states(data: str | None, anchor_options: bool) -> tuple[float, float]:
-    """Share of turns in states visited once in their group, and turns a state."""
+    """Share of turns in states that were visited once in their group, and turns per state."""
     env = WebShopEnv(data_dir=data, anchor_options=anchor_options, action_format="plain", show_admissible=False)
     engine = WebShopEngine(env.catalogue)
     total = [0, 0, 0]
@@ -66,9 +66,9 @@ def group_states(data: str | None, anchor_options: bool) -> tuple[float, float]:
         for number in range(ROLLOUTS):
             draw = random.Random(f"{row['goal']} {number}")
             state, visited = engine.reset(row["goal"]), [env.reset(**row)]
-            quick, chance = QuickShopper(engine, draw, forgets=0.4), RandomShopper(engine, draw)
+            quick, wanderer = QuickShopper(engine, draw, forgets=0.4), RandomShopper(engine, draw)
             while len(visited) <= STEPS:
-                action = (chance if draw.random() < 0.1 else quick).act(state)
+                action = (wanderer if draw.random() < 0.1 else quick).act(state)
                 state, result = engine.step(action), env.step(action)
                 if result.terminated or result.truncated:
                     break
@@ -80,7 +80,7 @@ def group_states(data: str | None, anchor_options: bool) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder of official files; generated products without it")
+    parser.add_argument("--data", help="folder of official files; default: generated products")
     data = parser.parse_args().data
     catalogue = WebShopCatalogue.generate() if data is None else WebShopCatalogue.from_json(data)
     print("| split | goals | attainable | oracle | quick shopper | random shopper |\n|---|---:|---|---|---|---|")
@@ -92,7 +92,7 @@ def main() -> None:
             success = 100 * sum(score == 1.0 for score in found) / len(found)
             cells.append(f"{success:.1f}% ({100 * sum(found) / len(found):.1f})")
         print(f"| `{split}` | {len(numbers):,} | {' | '.join(cells)} |", flush=True)
-    print("\n| `anchor_options` | turns in a state visited once | turns a state |\n|---|---:|---:|")
+    print("\n| `anchor_options` | turns in a state visited once | turns per state |\n|---|---:|---:|")
     for anchor_options in (True, False):
         once, size = group_states(data, anchor_options)
         print(f"| `{anchor_options}` | {100 * once:.1f}% | {size:.2f} |", flush=True)

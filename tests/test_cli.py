@@ -1,4 +1,4 @@
-"""The command line: commands are found, loaded when used, and fail with a sentence."""
+"""Command line: commands are found, imported when used, and fail with a sentence."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_command_may_have_two_words(monkeypatch: pytest.MonkeyPatch):
     assert seen == [["--port", "1"]]
 
 
-def test_what_is_no_command_is_told(capsys: pytest.CaptureFixture[str]):
+def test_an_unknown_command_is_reported(capsys: pytest.CaptureFixture[str]):
     for words, message in (([], "a command is needed"), (["evalute"], "choose a command: evaluate, ")):
         with pytest.raises(SystemExit) as ended:
             cli.main(words)
@@ -68,18 +68,20 @@ def test_what_is_no_command_is_told(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out.strip() == trl_agentic.__version__
 
 
-def test_env_tells_what_is_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_env_reports_versions_and_data(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     import torch
 
     monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path))
     cli.main(["env"])
-    told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert told["torch"] == torch.__version__
-    assert told["trl-agentic"] == trl_agentic.__version__
-    assert told["ALFWORLD_DATA"] == f"{tmp_path}: train none, valid_seen none, valid_unseen none"
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert printed["torch"] == torch.__version__
+    assert printed["trl-agentic"] == trl_agentic.__version__
+    assert printed["ALFWORLD_DATA"] == f"{tmp_path}: train none, valid_seen none, valid_unseen none"
 
 
-def test_evaluate_prints_and_keeps_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_evaluate_prints_and_saves_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     cli.main(["evaluate", "random", *PLAIN, "--output_dir", str(tmp_path), "--max_turns", "3", "--samples", "2"])
     assert "| All | 2 |" in capsys.readouterr().out
     settings = json.loads((tmp_path / "results.json").read_text())["settings"]
@@ -88,7 +90,7 @@ def test_evaluate_prints_and_keeps_the_table(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "trajectories.parquet").stat().st_size > 0
 
 
-def test_an_environment_of_ones_own_is_a_callable_and_a_file_of_tasks(tmp_path: Path):
+def test_a_custom_environment_is_a_callable_and_a_file_of_tasks(tmp_path: Path):
     tasks = tmp_path / "tasks.jsonl"
     tasks.write_text('{"game": 1}\n\n{"game": 0}\n')
     main(["random", "--environment", "trl_agentic.environments.alfworld:ALFWorldEnv", "max_steps=2", "num_games=2",
@@ -124,7 +126,7 @@ def test_options_of_an_environment_are_json_or_text():
         (["http://localhost:1/v1"], "--model NAME"),
     ],
 )
-def test_bad_arguments_are_told_in_a_sentence(
+def test_bad_arguments_are_reported_in_a_sentence(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     with pytest.raises(SystemExit) as ended:

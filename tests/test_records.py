@@ -1,4 +1,4 @@
-"""Rollouts as plain data: nothing is lost on the way to a file and back."""
+"""Records of rollouts: nothing is lost on the way to a file and back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trajectory(action: str = "go") -> Trajectory:
     return Trajectory({"game": 4, "task_type": "Pick"}, turns, StopReason.TERMINATED, "the end", success=True)
 
 
-def test_a_file_holds_what_was_played_and_null_for_the_rest(tmp_path: Path):
+def test_a_file_holds_the_played_turns_and_null_for_the_rest(tmp_path: Path):
     save_trajectories(tmp_path / "a.parquet", [trajectory()])
     (record,) = load_records(tmp_path / "a.parquet")
     nothing = dict.fromkeys(CREDIT_COLUMNS)
@@ -57,7 +57,7 @@ def test_a_file_holds_what_was_played_and_null_for_the_rest(tmp_path: Path):
     }  # fmt: skip
 
 
-def test_a_trajectory_can_be_had_again(tmp_path: Path):
+def test_a_trajectory_is_restored_from_its_record(tmp_path: Path):
     failed = Trajectory({"game": 5}, [], StopReason.ERROR, error="the corridor collapsed")
     save_trajectories(tmp_path / "a.parquet", [trajectory(), failed])
     records = load_records(tmp_path / "a.parquet")
@@ -66,7 +66,7 @@ def test_a_trajectory_can_be_had_again(tmp_path: Path):
     assert (again[0].success, again[0].score, again[0].task_type) == (True, 0.75, "Pick")
 
 
-def test_credit_is_kept_a_value_a_turn_and_nan_is_none(tmp_path: Path):
+def test_credit_has_a_value_per_turn_and_nan_is_none(tmp_path: Path):
     credit = {"advantage": [1.5, -0.5], "information_gain": [float("nan"), 0.25]}
     save_records(tmp_path / "a.parquet", [trajectory_record(trajectory(), credit, step=3, group=1, sample=0)])
     (record,) = load_records(tmp_path)
@@ -88,12 +88,12 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path):
     assert [record["step"] for record in load_records(tmp_path)] == [3, 20]
 
 
-def test_a_column_that_a_record_does_not_have_is_refused():
+def test_an_unknown_column_is_refused():
     with pytest.raises(ValueError, match="has no advantages"):
         trajectory_record(trajectory(), {"advantages": [0.0, 0.0]})
 
 
-def test_completions_that_trl_logs_are_left_out(tmp_path: Path):
+def test_the_completions_that_trl_logs_are_left_out(tmp_path: Path):
     (tmp_path / "completions").mkdir()
     parquet.write_table(pyarrow.table({"prompt": ["x"]}), tmp_path / "completions" / "completions_00001.parquet")
     save_records(tmp_path / "after.parquet", [])
@@ -110,7 +110,7 @@ def test_errors_name_the_file(tmp_path: Path):
         load_records(tmp_path / "other.parquet")
 
 
-def test_columns_of_older_files_that_lack_some_are_none(tmp_path: Path):
+def test_columns_that_an_older_file_lacks_are_none(tmp_path: Path):
     old: list[dict[str, Any]] = [{"task": json.dumps({}), "stop_reason": "terminated", "turns": [{"action": "go"}]}]
     parquet.write_table(pyarrow.Table.from_pylist(old), tmp_path / "old.parquet")
     (record,) = load_records(tmp_path / "old.parquet")

@@ -1,4 +1,4 @@
-"""`trl-agentic serve` starts what a trainer needs."""
+"""Command `trl-agentic serve`: starts the vLLM server that a trainer needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_command_has_the_flags_that_training_needs():
     assert "--max-model-len" not in serve_command("org/model")[1]
 
 
-def test_what_is_printed_can_be_typed(capsys: pytest.CaptureFixture[str]):
+def test_the_printed_line_is_a_shell_command(capsys: pytest.CaptureFixture[str]):
     main(["a model", "--max_model_len", "512", "--dtype", "float32", "--print"])
     line = capsys.readouterr().out.strip()
     environment, words = serve_command("a model", max_model_len=512, extra=["--dtype", "float32"])
@@ -32,20 +32,20 @@ def test_what_is_printed_can_be_typed(capsys: pytest.CaptureFixture[str]):
     assert shlex.split(line) == ["VLLM_SERVER_DEV_MODE=1", *words]
 
 
-def test_the_command_is_run_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_command_replaces_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     program = tmp_path / "vllm"
     program.write_text(f"#!{sys.executable}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     started: list[object] = []
-    monkeypatch.setattr(os, "execve", lambda *what: started.append(what))
+    monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
     main(["org/model", "--port", "1"])
     [(path, words, environment)] = started  # type: ignore[misc]
     assert path == str(program) and words == serve_command("org/model", 1)[1]
     assert environment["VLLM_SERVER_DEV_MODE"] == "1" and environment["PATH"] == str(tmp_path)
 
 
-def test_without_vllm_it_says_what_to_install(
+def test_without_vllm_the_message_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -1,4 +1,4 @@
-"""`python -m trl_agentic`."""
+"""Entry point of `python -m trl_agentic`."""
 
 from trl_agentic.cli import main
 

@@ -1,4 +1,4 @@
-"""`trl-agentic env`: versions, and what can be used here."""
+"""Command `trl-agentic env`: versions, devices, data and extras of this installation."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ from trl_agentic import __version__
 
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "vllm")
 DATA = {"ALFWORLD_DATA": ("train", "valid_seen", "valid_unseen")}
-"""Environment variables that say where released data is, and the splits to count in it."""
+"""Environment variables that name folders of released data, and the splits to count there."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints one line a fact."""
-    argparse.ArgumentParser(prog="trl-agentic env", description="Prints what a report of a problem needs.").parse_args(
-        argv
-    )
-    for name, value in facts().items():
+    """Prints one line per item of [`installation`]."""
+    argparse.ArgumentParser(prog="trl-agentic env", description="Prints what a bug report needs.").parse_args(argv)
+    for name, value in installation().items():
         print(f"{name:<16} {value}")
 
 
-def facts() -> dict[str, str]:
-    """Versions, device, data and extras, by name."""
+def installation() -> dict[str, str]:
+    """Versions, devices, data and extras by name."""
     import torch
 
     found = {"trl-agentic": __version__, "python": f"{platform.python_version()} on {platform.platform()}"}
@@ -35,7 +33,7 @@ def facts() -> dict[str, str]:
     )
     found |= {variable: _games(os.environ.get(variable), splits) for variable, splits in DATA.items()}
     for extra, missing in _extras().items():
-        found[f"[{extra}]"] = "lacks " + ", ".join(missing) if missing else "complete"
+        found[f"[{extra}]"] = "missing: " + ", ".join(missing) if missing else "complete"
     return found
 
 
@@ -63,7 +61,7 @@ def _games(folder: str | None, splits: tuple[str, ...]) -> str:
 
 
 def _extras() -> dict[str, list[str]]:
-    """What is missing of each extra of the installed package; empty in a bare checkout."""
+    """The missing requirements of each extra; empty if the package is not installed."""
     from packaging.requirements import Requirement
 
     try:

@@ -1,4 +1,4 @@
-"""Finished rollouts as plain data, and as Parquet files."""
+"""Records of finished rollouts: plain data, and Parquet files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CREDIT_COLUMNS = (
     "clip_high",
     "clipped",
 )
-"""What a trainer knows of a turn beside what was played; null where it does not exist."""
+"""A trainer's figures of a turn, in addition to what was played; null where they do not exist."""
 
 _TURN = pyarrow.struct(
     [
@@ -56,9 +56,10 @@ SCHEMA = pyarrow.schema(
         ("turns", pyarrow.list_(_TURN)),
     ]
 )
-"""Columns of a file of trajectories. `step`: the update that the rollout was sampled for. `group` and `sample`: which
-rollouts belong to one task. `task`: the dataset row as JSON. `score`: the environment's own grade, where it gives one
-beside success. `return`: undiscounted sum of rewards. `seconds`: its share of the wall-clock time of its batch."""
+"""Columns of a file of trajectories. `step`: the update that the rollout was sampled for. `group` and `sample`: the
+task of the rollout, and its number among the rollouts of that task. `task`: the dataset row as JSON. `score`: the
+environment's own grade, if it reports one in addition to success. `return`: undiscounted sum of rewards. `seconds`:
+the rollout's share of the wall-clock time of its batch."""
 
 
 def trajectory_record(
@@ -68,15 +69,15 @@ def trajectory_record(
 
     Args:
         trajectory: a finished rollout.
-        credit: some of [`CREDIT_COLUMNS`], one value a turn; NaN stands for none.
+        credit: some of [`CREDIT_COLUMNS`], one value per turn; NaN stands for no value.
         **columns: `step`, `group`, `sample` or `seconds`.
 
     Returns:
-        `dict`: the columns of [`SCHEMA`], `None` where there is nothing to tell. `action_tokens` is
-        `info["action_tokens"]` where the policy's ids are not known.
+        `dict`: the columns of [`SCHEMA`], `None` where there is no value. `action_tokens` is `info["action_tokens"]`
+        if the policy's token ids are not known.
 
     Raises:
-        ValueError: `credit` or `columns` has a name that is none of the above.
+        ValueError: `credit` or `columns` has another name.
     """
     credit = credit or {}
     unknown = {*credit} - {*CREDIT_COLUMNS} | {*columns} - {"step", "group", "sample", "seconds"}
@@ -111,7 +112,7 @@ def trajectory_record(
 
 
 def recorded_trajectory(record: Mapping[str, Any]) -> Trajectory:
-    """The trajectory of a record of [`trajectory_record`], without its tokens and what only the trainer knew."""
+    """The trajectory of a record of [`trajectory_record`], without its tokens and the trainer's figures."""
     turns = [
         Turn(
             [],
@@ -139,19 +140,19 @@ def recorded_trajectory(record: Mapping[str, Any]) -> Trajectory:
 
 
 def save_trajectories(path: str | PathLike[str], trajectories: Sequence[Trajectory]) -> None:
-    """Writes trajectories to a Parquet file, one row each, columns as in [`SCHEMA`]."""
+    """Writes trajectories to a Parquet file, one row per trajectory, columns as in [`SCHEMA`]."""
     save_records(path, [trajectory_record(trajectory) for trajectory in trajectories])
 
 
 def save_records(path: str | PathLike[str], records: Sequence[dict[str, Any]]) -> None:
-    """Writes records of [`trajectory_record`] to a Parquet file, one row each."""
+    """Writes records of [`trajectory_record`] to a Parquet file, one row per record."""
     parquet.write_table(pyarrow.Table.from_pylist([_encodable(r) for r in records], schema=SCHEMA), path)
 
 
 def trajectory_files(path: str | PathLike[str]) -> list[Path]:
-    """A Parquet file itself, or all of a folder and the folders in it, in the order of their names.
+    """The given Parquet file, or all Parquet files of a folder and its subfolders, ordered by name.
 
-    What TRL writes beside them with `log_completions`, in folders called `completions`, is left out.
+    The files that TRL writes with `log_completions`, in folders called `completions`, are left out.
 
     Raises:
         FileNotFoundError: there is no such file, or no Parquet file in the folder.
@@ -166,18 +167,18 @@ def trajectory_files(path: str | PathLike[str]) -> list[Path]:
 
 
 def load_records(path: str | PathLike[str]) -> list[dict[str, Any]]:
-    """Reads records from a Parquet file, or from all that [`trajectory_files`] finds in a folder.
+    """Reads records from a Parquet file, or from all files that [`trajectory_files`] finds in a folder.
 
     Raises:
         FileNotFoundError: there is no such file, or no Parquet file in the folder.
-        ValueError: a file holds no trajectories. The message names it and the column that it lacks.
+        ValueError: a file holds no trajectories. The message names the file and the missing columns.
     """
     records = []
     for file in trajectory_files(path):
         try:
             table = parquet.read_table(file)
         except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{file} is no Parquet file: {error}") from error
+            raise ValueError(f"{file} is not a Parquet file: {error}") from error
         lacking = [name for name in ("task", "stop_reason", "turns") if name not in table.column_names]
         if lacking:
             raise ValueError(f"{file} holds no trajectories: it has no column {', '.join(lacking)}.")
@@ -190,7 +191,7 @@ def _known(value: float) -> float | None:
 
 
 def _encodable(value: Any) -> Any:
-    """The value with lone surrogates, which no file takes, replaced."""
+    """The value with lone surrogates replaced, which UTF-8 cannot encode."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""`trl-agentic serve`: the `vllm serve` that a trainer with `vllm_mode="server"` needs."""
+"""Command `trl-agentic serve`: starts the vLLM server that a trainer with `vllm_mode="server"` needs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def serve_command(
     backend: str = "nccl",
     extra: list[str] | None = None,
 ) -> tuple[dict[str, str], list[str]]:
-    """The command that starts a server for training.
+    """Command that starts a vLLM server for training.
 
     Args:
         model: folder or Hub id.
         port: TCP port.
         max_model_len: tokens of context; the model's own limit if `None`.
-        backend: how weights reach the server, `"nccl"` where trainer and server have GPUs.
-        extra: further arguments of `vllm serve`; the last mention of an argument counts.
+        backend: how weights reach the server; `"nccl"` if trainer and server have GPUs.
+        extra: further arguments of `vllm serve`; of repeated arguments the last one counts.
 
     Returns:
         Environment variables to add, and the words of the command.
@@ -31,15 +31,15 @@ def serve_command(
     if max_model_len is not None:
         words += ["--max-model-len", str(max_model_len)]
     words += ["--weight-transfer-config", f'{{"backend": "{backend}"}}']
-    # The log-probability that sampled, temperature and filters included, and of the sampled token however rare it is.
+    # Log-probabilities of the sampling distribution, temperature and filters included, for every sampled token.
     words += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1"]
-    # With several API servers, as vLLM has them for several data-parallel engines, none tells when it was started.
+    # One API server: with several, vLLM's default for data-parallel engines, the start time cannot be determined.
     words += ["--enable-prompt-tokens-details", "--api-server-count", "1", *(extra or [])]
     return {"VLLM_SERVER_DEV_MODE": "1"}, words
 
 
 def shell_line(environment: dict[str, str], words: list[str]) -> str:
-    """The command as it is typed."""
+    """The command as one line for a shell."""
     return " ".join([*(f"{name}={value}" for name, value in environment.items()), shlex.join(words)])
 
 
@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     """Runs `trl-agentic serve` with the arguments after its name."""
     command = argparse.ArgumentParser(
         prog="trl-agentic serve",
-        description="Starts a vLLM server that takes weights from a trainer. Arguments that are not listed here go to "
-        "`vllm serve`.",
+        description="Starts a vLLM server that receives weights from a trainer. Arguments that are not listed here "
+        "are passed on to `vllm serve`.",
         allow_abbrev=False,
     )
     command.add_argument("model", help="folder or Hub id, the same as the trainer's")

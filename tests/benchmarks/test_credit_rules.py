@@ -1,4 +1,4 @@
-"""The comparison of credit rules: its figures by hand, what it refuses, and that a finished run is not run again."""
+"""Comparison of algorithms: figures by hand, refused arguments, and that a finished run is not run again."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def report(monkeypatch: pytest.MonkeyPatch) -> Any:
     return credit_rules_report
 
 
-def row(rule: str, seed: int, steps: int, success: float, **changes: Any) -> dict[str, str]:
-    values = {"rule": rule, "seed": seed, "environment_steps": steps, "success": success, "turns": 5.0,
+def row(algorithm: str, seed: int, steps: int, success: float, **changes: Any) -> dict[str, str]:
+    values = {"rule": algorithm, "seed": seed, "environment_steps": steps, "success": success, "turns": 5.0,
               "wall_seconds": steps / 100, "advantage_abs_mean": 0.5, "advantage_abs_gt_1": 0.25,
               "clipped": 0.1}  # fmt: skip
     return {name: str(value) for name, value in (values | changes).items()}
@@ -44,13 +44,15 @@ def test_area_and_steps_to_a_level_by_hand(report: Any):
     # Trapezoids: 100 * 0.4 + 200 * 0.5 = 140 over 300 steps.
     assert report.area(steps, values, 300) == pytest.approx(140 / 300, abs=1e-3)
     assert report.area(steps, values, 100) == pytest.approx(0.4, abs=1e-3)
-    assert report.area(steps, values, 400) == pytest.approx((140 + 40) / 400, abs=2e-3)  # it stays at its last value
+    assert report.area(steps, values, 400) == pytest.approx(
+        (140 + 40) / 400, abs=2e-3
+    )  # constant after its last point
     assert report.steps_to(steps, values, 0.5) == pytest.approx(75)
     assert report.steps_to(steps, values, 0.2) == 0.0
     assert report.steps_to(steps, values, 0.7) == math.inf
 
 
-def test_an_interval_covers_the_mean_as_often_as_it_says(report: Any):
+def test_an_interval_has_its_nominal_width(report: Any):
     assert report.bootstrap_interval([0.5]) is None
     assert report.bootstrap_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
     low, high = report.bootstrap_interval([0.0, 1.0] * 50)
@@ -78,7 +80,7 @@ def test_the_table(report: Any, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rules", "grpo", "grop"], "there is no rule 'grop'. There are: grpo, gspo"),
+        (["--rules", "grpo", "grop"], "there is no algorithm 'grop'. Choose from: grpo, gspo"),
         (
             ["--rules", "a2tgpo"],
             "a2tgpo measures the likelihood of a ground-truth answer, which the tasks of alfworld",
@@ -112,13 +114,13 @@ def read(file: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_rules_start_alike_and_a_finished_run_is_not_run_again(benchmark: Any, tmp_path: Path):
-    # Nobody wins within the six steps of a quick game: the penalty is all that there is to tell rollouts apart.
+def test_algorithms_start_alike_and_a_finished_run_is_not_run_again(benchmark: Any, tmp_path: Path):
+    # No rollout wins within the six steps of a quick game: only the penalty distinguishes rollouts.
     settings = ["--budget", "90", "--set", "invalid_action_penalty=0.3"]
     arguments = ["--quick", "--rules", "grpo", "gagpo", *settings, "--output_dir", str(tmp_path)]
     benchmark.main(arguments)
     rows = read(tmp_path / "rows.csv")
-    first, second = ({rule: [r for r in rows if (r["rule"], r["seed"]) == (rule, seed)] for rule in ("grpo", "gagpo")}
+    first, second = ({name: [r for r in rows if (r["rule"], r["seed"]) == (name, seed)] for name in ("grpo", "gagpo")}
                      for seed in "01")  # fmt: skip
     for runs in (first, second):
         assert [len(run) for run in runs.values()] == [3, 3]

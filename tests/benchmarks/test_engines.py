@@ -1,4 +1,4 @@
-"""The tables of the engines' comparison, by hand, and what is run for it."""
+"""Comparison of inference engines: its tables, computed by hand, and its commands."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def engines() -> SimpleNamespace:
 
 
 def log(*successes: float, ratio: float | None = None) -> list[dict[str, Any]]:
-    told = {} if ratio is None else {
+    logged = {} if ratio is None else {
         "sampling/importance_sampling_ratio/mean": ratio, "sampling/sampling_logp_difference/max": 2e-6,
     }  # fmt: skip
     return [
-        {"episode/success": success, "step_time": 10.0 + k, "grad_norm": 0.25 + k, **told}
+        {"episode/success": success, "step_time": 10.0 + k, "grad_norm": 0.25 + k, **logged}
         for k, success in enumerate(successes)
     ]
 
@@ -51,13 +51,13 @@ def test_tables_and_plot(engines: SimpleNamespace, tmp_path: Path):
     assert (tmp_path / "engines.png").read_bytes()[1:4] == b"PNG"
 
 
-def test_what_is_logged_of_an_update(engines: SimpleNamespace, tmp_path: Path):
+def test_the_log_entries_of_updates(engines: SimpleNamespace, tmp_path: Path):
     history = [{"step": 1, "episode/success": 0.5}, {"step": 1, "train_loss": 0.1}]
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
     assert engines.read_log(tmp_path) == history[:1]
 
 
-def test_what_an_engine_adds_to_the_recipe(engines: SimpleNamespace):
+def test_the_arguments_of_an_engine(engines: SimpleNamespace):
     assert engines.recipe_arguments("transformers", None) == []
     assert engines.recipe_arguments("colocate", None)[-1] == "colocate"
     assert engines.recipe_arguments("server", "http://a:1")[-2:] == ["--vllm_server_base_url", "http://a:1"]

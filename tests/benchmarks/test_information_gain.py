@@ -1,4 +1,4 @@
-"""The benchmark of the information gain compares ways that agree."""
+"""Benchmark of the information gain: its methods agree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_a_line_of_the_table(dtype: torch.dtype, largest: float):
     assert 0 <= float(cells[-1]) < largest
 
 
-def test_per_boundary_is_what_the_log_prob_pass_gives_there():
+def test_per_boundary_equals_the_log_prob_pass_at_its_boundary():
     model = make_model("small", "cpu", torch.float32)
     rollouts, probe = torch.randint(1000, (2, 30)), torch.randint(1000, (20,))
     scores = per_boundary(model, rollouts, [10, 30], probe)

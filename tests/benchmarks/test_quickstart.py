@@ -1,4 +1,4 @@
-"""The table of a quickstart's seeds by hand, and what is run for it."""
+"""Table of a quickstart's seeds, computed by hand, and its commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def quickstart() -> SimpleNamespace:
 
 
 def finished(out: Path, before: int, after: int) -> Path:
-    """What a run of two task types with 10 tasks each leaves, the successes before and after all of the first type."""
+    """Writes the files of a run on two task types with 10 tasks each. All successes are of the first type."""
     out.mkdir()
     rates = {
         moment: {"one": [wins, 10], "two": [0, 10], "All": [wins, 20]}

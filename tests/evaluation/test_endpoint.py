@@ -25,7 +25,7 @@ Reply = Callable[[dict[str, Any]], tuple[int, Any]]
 
 
 class Server:
-    """Answers each request with `reply(body)`, a status and a JSON value, and keeps the requests."""
+    """Server that answers each request with `reply(body)`, a status and a JSON value, and keeps the requests."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -114,7 +114,7 @@ def test_a_rollout_is_a_growing_conversation(server: Server):
     assert first["seed"] != second["seed"] < 2**31
 
 
-def test_rollouts_side_by_side_keep_their_order_and_seeds(server: Server):
+def test_concurrent_rollouts_keep_their_order_and_seeds(server: Server):
     trajectories = play(server, count=6)
     assert [trajectory.success for trajectory in trajectories] == [True] * 6
     assert len({request["seed"] for request in server.requests}) == 12
@@ -127,7 +127,7 @@ def test_a_turn_at_its_budget_is_cut(server: Server):
     assert trajectory.stop_reason is StopReason.MAX_TURNS
 
 
-def test_a_busy_endpoint_is_asked_again_with_the_same_seed(server: Server, pauses: list[float]):
+def test_a_request_to_a_busy_endpoint_is_repeated_with_its_seed(server: Server, pauses: list[float]):
     server.reply = lambda body: (503, {"error": "busy"}) if len(server.requests) < 3 else (200, completion("go"))
     (trajectory,) = play(server, length=1)
     assert trajectory.success

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, worked out by hand."""
+"""Figures of an evaluation, computed by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_wilson_intervals_are_those_of_the_literature(rate: float, count: int, l
     assert wilson_interval(1 - rate, count) == pytest.approx((1 - high, 1 - low), abs=5e-5)
 
 
-def test_an_interval_of_nothing_is_refused():
+def test_an_interval_needs_a_trial():
     with pytest.raises(ValueError, match="at least 1"):
         wilson_interval(0.0, 0)
 
@@ -82,16 +82,17 @@ def test_a_score_is_a_mean_over_rollouts():
     )
 
 
-def test_what_is_not_told_is_none():
+def test_figures_that_are_not_reported_are_none():
     silent = [{"is_action_valid": None, "action_tokens": None}]
     summary = summarize_records([record(0, "Pick", True, turns=silent)])
     assert summary["invalid_action_rate"] is None
     assert summary["action_tokens"] is None
+    assert "- invalid actions: not reported" in report_markdown(summary, {"policy": "", "environment": ""})
     with pytest.raises(ValueError, match="no rollouts"):
         summarize_records([])
 
 
-def test_the_page_names_what_was_measured():
+def test_the_page_names_policy_environment_and_settings():
     page = report_markdown(summarize_records([record(0, "Pick", True)]), {"policy": "expert", "environment": "here"})
     assert page.startswith("# expert on here\n")
     assert "| Pick | 1 | 1 / 1 | 100.0% (20.7 to 100.0) |" in page

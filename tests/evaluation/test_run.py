@@ -1,4 +1,4 @@
-"""Evaluations from end to end: scripted policies, models and adapters, and runs that were stopped."""
+"""Evaluations end to end: scripted policies, models and adapters, and interrupted runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trl_agentic.evaluation.players import ModelPlayer, TextPlayer, expert_polic
 from trl_agentic.evaluation.run import evaluate
 from trl_agentic.evaluation.text_loop import Answer
 from trl_agentic.records import load_records
-from trl_agentic.rollout.prompts import FULL, Context, trajectory_rows
+from trl_agentic.rollout.prompts import FULL, PromptPolicy, trajectory_rows
 from trl_agentic.rollout.engines import Sampling
 from trl_agentic.rollout.loop import Episode
 from trl_agentic.types import StopReason, Trajectory, Turn, View
@@ -32,7 +32,7 @@ def alfworld(**options: Any) -> ALFWorldEnv:
 
 
 @pytest.mark.parametrize("action_format", ["plain", "tags"])
-def test_the_expert_wins_and_chance_does_not(action_format: Any, tmp_path: Path):
+def test_the_expert_wins_and_random_actions_do_not(action_format: Any, tmp_path: Path):
     def make() -> ALFWorldEnv:
         return alfworld(action_format=action_format)
 
@@ -68,7 +68,7 @@ def test_search_has_a_floor_a_ceiling_and_a_score(action_format: Any, tmp_path: 
     assert [top[f"{hops}-hop"]["tasks"] for hops in range(1, 5)] == [3, 3, 3, 3]
 
 
-def test_webshops_shopper_earns_what_can_be_earned(tmp_path: Path):
+def test_webshops_expert_reaches_the_ceiling(tmp_path: Path):
     pytest.importorskip("rapidfuzz", reason="needs the `webshop` extra")
 
     def make() -> WebShopEnv:
@@ -91,7 +91,7 @@ def test_a_scripted_policy_is_the_environments_own(policy: Any, method: str, tmp
         evaluate(TextPlayer(policy), Corridor, Corridor().tasks(), tmp_path, SETTINGS)
 
 
-def test_the_small_policy_plays_the_same_alone_and_beside_others(tmp_path: Path):
+def test_the_small_policy_plays_the_same_alone_and_in_a_batch(tmp_path: Path):
     """A rollout's tokens depend on its own texts and seed alone."""
 
     def make() -> ALFWorldEnv:
@@ -106,29 +106,32 @@ def test_the_small_policy_plays_the_same_alone_and_beside_others(tmp_path: Path)
     assert [record["turns"] for record in one] == [record["turns"] for record in other]
     assert [(record["group"], record["sample"]) for record in one] == [(g, s) for g in range(2) for s in range(2)]
     assert together["samples"] == 2
-    assert together["invalid_action_rate"] < 0.9  # it imitates an expert: most commands mean something
+    assert together["invalid_action_rate"] < 0.9  # it imitates an expert: most of its commands are valid
     assert together["action_tokens"] == sum(turn["action_tokens"] for record in one for turn in record["turns"])
 
 
 def test_an_adapter_is_loaded_on_its_base(tiny_model_dir: Callable[..., Path], tmp_path: Path):
-    import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir())
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir())
+    options: dict[str, Any] = {"max_turns": 2, "max_turn_tokens": 8}
+
+    def sampled(player: ModelPlayer) -> list[list[int]]:
+        (trajectory,) = player.play([Episode(Corridor(), {"length": 2}, 0)])
+        return [turn.action_ids for turn in trajectory.turns]
+
+    unadapted = sampled(ModelPlayer(base, tokenizer, Sampling(0.0), **options))
     adapted = get_peft_model(base, LoraConfig(target_modules="all-linear", init_lora_weights=False))
     adapted.save_pretrained(tmp_path / "adapter")  # its tokenizer is that of the base
-    player = ModelPlayer.from_pretrained(str(tmp_path / "adapter"), Sampling(0.0), "float32", max_turns=2,
-                                         max_turn_tokens=4)  # fmt: skip
-    loaded = player._new_engine()._model
-    ids = torch.tensor([[5, 6, 7]])
-    torch.testing.assert_close(loaded(ids).logits, adapted(ids).logits)
-    (trajectory,) = player.play([Episode(Corridor(), {"length": 2}, 0)])
-    assert trajectory.turns
+    loaded = sampled(ModelPlayer.from_pretrained(str(tmp_path / "adapter"), Sampling(0.0), "float32", **options))
+    expected = sampled(ModelPlayer(adapted, tokenizer, Sampling(0.0), **options))
+    assert loaded == expected and loaded != unadapted
 
 
 class Counting:
-    """Walks to the exit; fails at the rollout number `fails_at`, as if the process had been killed there."""
+    """Player that walks to the exit. It fails at rollout number `fails_at`, as if the process had been killed."""
 
     def __init__(self, fails_at: int | None = None):
         self.played: list[int] = []
@@ -142,7 +145,7 @@ class Counting:
         return TextPlayer(lambda episode: lambda messages: Answer("go", tokens=1)).play(episodes)
 
 
-def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path):
+def test_a_killed_run_resumes_where_it_stopped(tmp_path: Path):
     tasks = Corridor().tasks()
     stopped = Counting(fails_at=7)
     with pytest.raises(KeyboardInterrupt):
@@ -150,7 +153,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path):
     (file,) = (tmp_path / "a" / "rollouts").iterdir()
     assert len(file.read_text().splitlines()) == 6  # two batches of three; the third was lost
     with open(file, "a") as half:
-        half.write('{"group": 3, "sam')  # what a kill in the middle of a line leaves
+        half.write('{"group": 3, "sam')  # a kill in the middle of a line leaves this
     assert not (tmp_path / "a" / "results.json").exists()
 
     rest = Counting()
@@ -175,7 +178,7 @@ def test_a_folder_belongs_to_one_evaluation(tmp_path: Path):
 
 
 class Fragile(Corridor):
-    """Fails in the tasks of length 3."""
+    """Environment that fails in the tasks of length 3."""
 
     def reset(self, length: int = 2, **row: Any) -> str:
         if length == 3:
@@ -184,7 +187,7 @@ class Fragile(Corridor):
 
 
 class Broken(Corridor):
-    """Fails at its second step, which the check of the first task does not reach."""
+    """Environment that fails at its second step, which the check of the first task does not reach."""
 
     max_steps = 2
 
@@ -205,8 +208,8 @@ def test_a_failed_environment_counts_as_not_solved(tmp_path: Path):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 @pytest.mark.parametrize("lengths", [[2, 1, 3], [3, 2, 1], [2, 3, 1]])
-def test_a_task_that_always_fails_costs_itself_alone(lengths: list[int], batch_size: int, tmp_path: Path):
-    """Whether it comes first, or alone in a batch; and it is not played again."""
+def test_a_task_that_always_fails_affects_no_other_task(lengths: list[int], batch_size: int, tmp_path: Path):
+    """At any place in any batch size. The failed rollout is not played again."""
     tasks = [{"length": length} for length in lengths]
     summary = evaluate(Counting(), Fragile, tasks, tmp_path, SETTINGS, batch_size=batch_size)
     assert summary["errors"] == 1 and summary["success"]["All"]["rollouts"] == 3
@@ -216,7 +219,7 @@ def test_a_task_that_always_fails_costs_itself_alone(lengths: list[int], batch_s
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_tasks_that_all_fail_one_by_one_are_no_evaluation(count: int, tmp_path: Path):
+def test_tasks_that_all_fail_one_by_one_end_the_run(count: int, tmp_path: Path):
     tasks = [{"length": 2}] * count
     with pytest.raises(RuntimeError, match=r"(?s)All . rollouts of a batch failed.*the floor is gone"):
         evaluate(Counting(), Broken, tasks, tmp_path, SETTINGS, batch_size=1)
@@ -248,16 +251,16 @@ def test_a_window_has_the_prompts_of_the_recipes():
     view = View({}, 2, "Your task is to: sit.", [Turn([], [], None, " go ", "A", "A")], "B", {})
     assert "you did: go\n" in context.renderer(view)[0]["content"]
     arguments.environment = ["tests.toys:Corridor"]
-    assert window_of(arguments, environment_factory("tests.toys:Corridor")) == Context(3)
+    assert window_of(arguments, environment_factory("tests.toys:Corridor")) == PromptPolicy(3)
 
 
-def test_a_window_on_alfworld_needs_nothing_of_webshop(monkeypatch: pytest.MonkeyPatch):
+def test_a_window_on_alfworld_does_not_import_webshop(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "trl_agentic.environments.webshop", None)
     arguments = parser().parse_args(["small", "--output_dir", "out", "--history_length", "3"])
     assert isinstance(window_of(arguments, environment_factory("alfworld")).renderer, ALFWorldPrompt)
 
 
-def test_no_window_was_asked_for():
+def test_without_a_history_length_the_prompt_is_the_full_history():
     factory = environment_factory("tests.toys:Corridor")
     arguments = parser().parse_args(["small", "--output_dir", "out"])
     assert window_of(arguments, factory) is FULL
@@ -268,7 +271,7 @@ def test_a_window_shortens_the_prompts_of_a_checkpoint(tmp_path: Path):
         return ALFWorldEnv(num_games=1, max_steps=4, action_format="plain", show_admissible=False, instructions="")
 
     lengths = []
-    for context in (FULL, Context(0)):
+    for context in (FULL, PromptPolicy(0)):
         player = ModelPlayer.from_pretrained(str(small_policy()), Sampling(), max_turn_tokens=12, context=context)
         [trajectory] = player.play([Episode(make(), make().tasks()[0], seed=0)])
         lengths.append(len(trajectory_rows(trajectory, 0)))

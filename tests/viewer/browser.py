@@ -1,4 +1,4 @@
-"""A headless Chromium that is told what to do over its debugging pipe. Needs no driver and no open port."""
+"""Headless Chromium that receives commands over its debugging pipe. It needs no driver and no open port."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 
-# A browser reads its commands from the file number 3 and answers to number 4.
+# The browser reads commands from file descriptor 3 and answers on file descriptor 4.
 _EXEC = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 )
@@ -26,7 +26,7 @@ def find_browser() -> str | None:
 
 
 class Browser:
-    """One window.
+    """One browser window.
 
     Attributes:
         problems: errors of the page's scripts, refusals of its content-security policy, and every request that is not
@@ -76,13 +76,13 @@ class Browser:
             time.sleep(0.02)
 
     def press(self, key: str) -> None:
-        """Presses a key; one character types it."""
+        """Presses a key. A key of one character types it."""
         typed = {"text": key} if len(key) == 1 else {}
         self._call("Input.dispatchKeyEvent", type="keyDown", key=key, **typed)
         self._call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
     def screenshot(self, file: Path, scheme: str) -> None:
-        """Saves the window as PNG, on ground of the colour scheme `"light"` or `"dark"`."""
+        """Saves the window as PNG, in the colour scheme `"light"` or `"dark"`."""
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         file.write_bytes(b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
 
@@ -104,7 +104,7 @@ class Browser:
             if answer.get("id") == self._number:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
-            self._note(answer.get("method"), answer.get("params", {}))
+            self._record(answer.get("method"), answer.get("params", {}))
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
@@ -114,10 +114,10 @@ class Browser:
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
-    def _note(self, event: str | None, told: dict[str, Any]) -> None:
+    def _record(self, event: str | None, details: dict[str, Any]) -> None:
         if event == "Runtime.exceptionThrown":
-            self.problems.append(json.dumps(told["exceptionDetails"]))
-        elif event == "Log.entryAdded" and told["entry"]["level"] == "error":
-            self.problems.append(told["entry"]["text"])
-        elif event == "Network.requestWillBeSent" and not told["request"]["url"].startswith(("file:", "about:")):
-            self.problems.append(f"asked for {told['request']['url']}")
+            self.problems.append(json.dumps(details["exceptionDetails"]))
+        elif event == "Log.entryAdded" and details["entry"]["level"] == "error":
+            self.problems.append(details["entry"]["text"])
+        elif event == "Network.requestWillBeSent" and not details["request"]["url"].startswith(("file:", "about:")):
+            self.problems.append(f"asked for {details['request']['url']}")

@@ -1,4 +1,4 @@
-"""Records to show: two groups whose rollouts share states, with all that a trainer may know of a turn."""
+"""Records to show: two groups whose rollouts share states, with all figures that a trainer may save of a turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of the viewer in docs/images, from saved trajectories: python tests/viewer/screenshots.py FILE ROLLOUT
+"""Screenshots of the viewer for docs/images, from saved trajectories: python tests/viewer/screenshots.py FILE ROLLOUT
 
 A Chromium or Chrome must be installed.
 """

@@ -1,4 +1,4 @@
-"""Learning curves from the files that a trainer leaves."""
+"""Learning curves, drawn from the files that a trainer writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_state(folder: Path, log: Any) -> None:
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
 
 
-def test_a_log_is_found_in_a_run_in_its_last_checkpoint_or_by_its_name(tmp_path: Path):
+def test_a_log_is_found_in_a_run_its_last_checkpoint_or_by_its_file_name(tmp_path: Path):
     for step in (9, 10):
         write_state(tmp_path / "run" / f"checkpoint-{step}", LOG[:step])
     (tmp_path / "run" / "checkpoint-last").mkdir()
@@ -31,7 +31,7 @@ def test_a_log_is_found_in_a_run_in_its_last_checkpoint_or_by_its_name(tmp_path:
     assert read_log(tmp_path / "done") == LOG
 
 
-def test_what_is_no_run_is_told(tmp_path: Path):
+def test_a_folder_without_a_log_is_reported(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="No trainer_state.json in .*nowhere"):
         read_log(tmp_path / "nowhere")
     for text in ("{}", "[1]", "nonsense"):
@@ -54,8 +54,8 @@ def test_the_command_draws_every_run_in_every_panel(tmp_path: Path, capsys: pyte
     assert "<!-- kl -->" in picture and "<!-- optimizer step -->" in picture
 
 
-def test_a_metric_that_no_run_logs_is_told_with_those_that_there_are(tmp_path: Path):
-    with pytest.raises(ValueError, match="No run logs 'loss'. There are: episode/return, episode/success, step"):
+def test_the_message_about_an_unknown_metric_names_the_available_ones(tmp_path: Path):
+    with pytest.raises(ValueError, match="No run logs 'loss'. Available: episode/return, episode/success, step"):
         plot_runs({"run": LOG}, tmp_path / "curves.png", ["loss"])
     write_state(tmp_path / "run", LOG)
     with pytest.raises(SystemExit) as ended:
@@ -63,7 +63,7 @@ def test_a_metric_that_no_run_logs_is_told_with_those_that_there_are(tmp_path: P
     assert ended.value.code == 1
 
 
-def test_the_curve_of_a_recipe_is_still_drawn(tmp_path: Path):
+def test_the_curve_of_a_recipe_is_drawn(tmp_path: Path):
     plot_learning_curve(LOG, tmp_path / "curve.png", evaluations={0: 0.1, 20: 0.9}, title="a run")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no 'loss'"):

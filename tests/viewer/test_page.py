@@ -1,4 +1,4 @@
-"""The page as a file: self-contained, and no text of a rollout can become markup."""
+"""Viewer page as a file: it is self-contained, and no text of a rollout can become markup."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NASTY = [
 
 
 class Elements(HTMLParser):
-    """Names of the elements, and the text of each script by its id."""
+    """Parser that collects the elements, and the text of each script by its id."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -68,7 +68,7 @@ def test_text_of_a_rollout_cannot_become_markup(text: str):
     assert "<" not in Elements(page).scripts["data"]
 
 
-def test_the_page_loads_nothing_and_runs_its_own_script_alone():
+def test_the_page_loads_nothing_and_runs_only_its_own_script():
     page = Elements(render_page({"a": records()}))
     assert not [attrs for _, attrs in page.tags if {"src", "href", "data"} & attrs.keys()]
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
@@ -114,11 +114,14 @@ def test_files_and_folders_are_put_on_one_page(tmp_path: Path, capsys: pytest.Ca
     assert {"run/step_000001.parquet", "after.parquet"} <= set(data["strings"])
 
 
-def test_what_cannot_be_shown_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_missing_and_broken_files_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(ValueError, match="no rollouts to show"):
         render_page({"a": []})
     (tmp_path / "broken.parquet").write_text("nonsense")
-    for path, message in ((tmp_path / "nowhere", "No trajectories"), (tmp_path, "broken.parquet is no Parquet file")):
+    for path, message in (
+        (tmp_path / "nowhere", "No trajectories"),
+        (tmp_path, "broken.parquet is not a Parquet file"),
+    ):
         with pytest.raises(SystemExit) as ended:
             cli.main(["view", str(path), "--output", str(tmp_path / "page.html")])
         assert ended.value.code == 1

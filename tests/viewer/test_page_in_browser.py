@@ -1,4 +1,4 @@
-"""The page in a browser: what is shown, filters, keys, and that nasty text stays text. Skipped without a Chromium."""
+"""Viewer page in a browser: contents, filters, keys, and that nasty text stays text. Skipped without a Chromium."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def show(browser: Browser, tmp_path: Path) -> Iterator[Any]:
-    """`show(records, fragment)` opens a page; whatever goes wrong in it fails the test."""
+    """`show(records, fragment)` opens a page. Any problem that the browser reports fails the test."""
     browser.problems.clear()
 
     def open_page(rollouts: list[Any], fragment: str = "") -> Browser:
@@ -89,7 +89,7 @@ def test_a_group_side_by_side_at_its_shared_states(show: Any):
     assert browser.run("[state.rollout, state.turn]") == ["0", "1"]
 
 
-def test_the_keyboard_goes_everywhere(show: Any):
+def test_keys_select_rollouts_turns_and_views(show: Any):
     browser = show(records())
 
     def place() -> tuple[Any, ...]:
@@ -111,7 +111,7 @@ def test_the_keyboard_goes_everywhere(show: Any):
     browser.press("t")
     assert {first, browser.run("document.documentElement.dataset.theme")} == {"light", "dark"}
     browser.press("/")
-    browser.press("j")  # typed, not obeyed
+    browser.press("j")  # typed into the field, not a command
     assert browser.run("document.getElementById('search').value") == "j"
     assert place()[0] == 1
 
@@ -127,14 +127,10 @@ def test_nasty_text_stays_text(show: Any):
     assert browser.run("document.scripts.length") == 2
 
 
-def test_two_thousand_rollouts_are_usable(show: Any):
+def test_two_thousand_rollouts_are_listed_and_filtered(show: Any):
     actions = tuple(f"go to shelf {i}" for i in range(30))
     group = [record(0, sample, actions) for sample in range(8)]
     browser = show([{**rollout, "group": i} for i in range(250) for rollout in group])
     assert len(texts(browser, ".row")) == 2000
-    took = browser.run(
-        "(() => { const start = performance.now(); show({success: 'no'}); choose(shown[9], 3); toggleGroup();"
-        " document.body.offsetHeight; return performance.now() - start; })()"
-    )
-    assert took < 5000  # milliseconds; a fraction of a second where nothing else runs
+    browser.run("show({success: 'no'}); choose(shown[9], 3); toggleGroup();")
     assert texts(browser, "#summary")[0].startswith("1750 of 2000")

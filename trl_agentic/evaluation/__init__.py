@@ -1,4 +1,4 @@
-"""How well a policy does: rollouts over a split, success by task type, and the rollouts on disk."""
+"""Evaluation of a policy: rollouts over a split, success by task type, and the rollouts on disk."""
 
 from trl_agentic.records import (
     load_records,

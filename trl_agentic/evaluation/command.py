@@ -1,4 +1,4 @@
-"""`trl-agentic evaluate`."""
+"""Command `trl-agentic evaluate`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ ENVIRONMENTS = {
     "search": "trl_agentic.environments:SearchEnv",
     "webshop": "trl_agentic.environments:WebShopEnv",
 }
-"""Short names of environments that `--environment` takes beside `MODULE:CALLABLE`."""
+"""Short names of environments, which `--environment` accepts in addition to `MODULE:CALLABLE`."""
 WINDOW_PROMPTS = {"alfworld": "ALFWorldPrompt", "webshop": "WebShopPrompt"}
-"""How the recipes show a window of the environments' history."""
+"""The prompt renderers that the recipes use for a window of an environment's history."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,13 +32,13 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="trl-agentic evaluate",
         description="Plays every task of an environment and reports success by task type. Run it again with the same "
-        "arguments to go on after a stop.",
+        "arguments to resume after a stop.",
     )
     add = result.add_argument
     add(
         "policy",
         help="folder of a checkpoint or of a PEFT adapter, Hub id, http(s) address of a chat-completions endpoint, "
-        "`expert` or `random` (the environment's scripted player, and chance), or `small` (the policy for the "
+        "`expert` or `random` (the environment's scripted player, or random actions), or `small` (the policy for the "
         "environment that ships with the package)",
     )
     add(
@@ -49,27 +49,35 @@ def parser() -> argparse.ArgumentParser:
         help=f"{', '.join(ENVIRONMENTS)} or MODULE:CALLABLE, and arguments of the callable: "
         "alfworld split=valid_unseen num_games=20 action_format=plain",
     )
-    add("--tasks", type=Path, help="JSON lines, one dataset row a task; the environment's own tasks() if not given")
+    add("--tasks", type=Path, help="JSON lines, one dataset row per task; the environment's own tasks() if not given")
     add("--output_dir", type=Path, required=True, help="folder for results and trajectories")
     add("--samples", type=int, default=1, help="rollouts of each task: mean@k and pass@k (default: 1)")
     add("--seed", type=int, default=0, help="seed of the policy's sampling (default: 0)")
-    add("--batch_size", type=int, default=32, help="rollouts at a time and process (default: 32)")
+    add("--batch_size", type=int, default=32, help="rollouts that a process plays at a time (default: 32)")
     add("--max_turns", type=int, default=50, help="turns of a rollout (default: 50)")
     add("--max_turn_tokens", type=int, default=512, help="tokens of a turn (default: 512)")
     add("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     add("--top_p", type=float, default=1.0, help="nucleus sampling (default: 1)")
     local = result.add_argument_group("checkpoints")
-    local.add_argument("--max_context", type=int, help="tokens of context; what the model's config says if not given")
+    local.add_argument(
+        "--max_context", type=int, help="tokens of context; the value of the model's config if not given"
+    )
     local.add_argument(
         "--history_length",
         type=int,
-        help="steps before the current one in a prompt, as in a training with context: window; all if not given",
+        help="steps before the current one in a prompt, as in training with `context: window`; all if not given",
     )
-    local.add_argument("--dtype", help="float32, bfloat16, ...; that of the files on a GPU, float32 on a CPU")
+    local.add_argument(
+        "--dtype", help="float32, bfloat16, ...; if not given, that of the files on a GPU and float32 on a CPU"
+    )
     local.add_argument("--chat_template_kwargs", type=json.loads, help='JSON, such as {"enable_thinking": false}')
-    remote = result.add_argument_group("endpoints (the key is read from $OPENAI_API_KEY, if there is one)")
+    remote = result.add_argument_group(
+        "endpoints (extra `endpoint`; the key is read from $OPENAI_API_KEY if it is set)"
+    )
     remote.add_argument("--model", help="name of the model at the endpoint")
-    remote.add_argument("--extra_body", type=json.loads, help="JSON: further fields of a request; null leaves one out")
+    remote.add_argument(
+        "--extra_body", type=json.loads, help="JSON: further fields of a request; null leaves a field out"
+    )
     return result
 
 
@@ -102,19 +110,19 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def environment_factory(name: str, *options: str) -> Callable[[], Any]:
-    """The factory that `--environment` names.
+    """The environment factory that `--environment` names.
 
     Args:
-        name: one of `ENVIRONMENTS`, or `MODULE:CALLABLE`; the module may be a file of the current folder.
-        *options: `KEY=VALUE`, keyword arguments of the callable. A value that is JSON is read as such.
+        name: one of `ENVIRONMENTS`, or `MODULE:CALLABLE`; the module may be a file in the current folder.
+        *options: `KEY=VALUE`, keyword arguments of the callable. A value that is valid JSON is parsed.
 
     Raises:
-        ValueError: there is no such callable, it does not take an argument, or an option is not `KEY=VALUE`.
+        ValueError: there is no such callable, it does not accept an argument, or an option is not `KEY=VALUE`.
     """
     module, colon, attribute = ENVIRONMENTS.get(name, name).partition(":")
     if not colon:
         raise ValueError(f"--environment must be {', '.join(ENVIRONMENTS)} or MODULE:CALLABLE, got {name!r}.")
-    if os.getcwd() not in sys.path:  # a console script does not look there, `python -m` does
+    if os.getcwd() not in sys.path:  # Python adds it for `python -m` and not for a console script
         sys.path.insert(0, os.getcwd())
     try:
         make = getattr(import_module(module), attribute)
@@ -137,7 +145,7 @@ def environment_factory(name: str, *options: str) -> Callable[[], Any]:
 
 
 def _tasks(file: Path | None, factory: Callable[[], Any]) -> tuple[list[dict[str, Any]], dict[str, float] | None]:
-    """The tasks, and what can be reached on them where the environment knows."""
+    """The tasks, and the highest success and score on them if the environment knows these."""
     if file is not None:
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()], None
     environment = factory()
@@ -150,7 +158,7 @@ def _tasks(file: Path | None, factory: Callable[[], Any]) -> tuple[list[dict[str
 
 
 def window_of(arguments: argparse.Namespace, factory: Callable[[], Any]) -> PromptPolicy:
-    """The window that was asked for, with the prompts that recipes use for the environment."""
+    """The prompt policy that `--history_length` selects, with the prompts that recipes use for the environment."""
     if arguments.history_length is None:
         return FULL
     name, action_format = arguments.environment[0], getattr(factory, "keywords", {}).get("action_format", "tags")
@@ -162,7 +170,7 @@ def window_of(arguments: argparse.Namespace, factory: Callable[[], Any]) -> Prom
 
 
 def _player(arguments: argparse.Namespace, factory: Callable[[], Any]) -> tuple[Player, dict[str, Any]]:
-    """The player, and the settings that its figures depend on."""
+    """The player, and the settings that its results depend on."""
     if arguments.policy in ("random", "expert"):
         policy = random_policy if arguments.policy == "random" else expert_policy
         return TextPlayer(policy, arguments.max_turns), {"max_turns": arguments.max_turns}

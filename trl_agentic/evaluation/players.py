@@ -1,4 +1,4 @@
-"""Who can be evaluated: a checkpoint, a chat-completions endpoint, the scripted expert, and chance."""
+"""Players that can be evaluated: a checkpoint, a chat-completions endpoint, a scripted expert, random actions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trl_agentic.evaluation.text_loop import Answer, play_text
-from trl_agentic.rollout.loop import Budgets, Episode, play
 from trl_agentic.rollout.prompts import FULL, PromptPolicy
+from trl_agentic.rollout.loop import Budgets, Episode, play
 from trl_agentic.types import Trajectory
 
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Player(Protocol):
-    """Plays a batch of episodes to their end, side by side or one after the other."""
+    """Plays a batch of episodes to their end, concurrently or one after another."""
 
     def play(self, episodes: list[Episode]) -> list[Trajectory]: ...
 
@@ -37,11 +37,11 @@ class ModelPlayer:
         max_turn_tokens (`int`, *optional*, defaults to `512`): tokens of a turn.
         max_context (`int`, *optional*): tokens of context. If `None`, the model's `max_position_embeddings`.
         chat_template_kwargs (`dict`, *optional*): extra arguments of the chat template.
-        context ([`~trl_agentic.rollout.prompts.PromptPolicy`], *optional*): how much of a rollout prompts show; all of
-            it by default.
+        context ([`~trl_agentic.rollout.prompts.PromptPolicy`], *optional*): how much of a rollout its prompts show; by
+            default all of it.
 
     Raises:
-        ValueError: the tokenizer has no usable chat template, or the model does not tell its context length.
+        ValueError: the tokenizer has no usable chat template, or the model's config has no context length.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ModelPlayer:
             ends.insert(0, tokenizer.eos_token_id)
         max_context = max_context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if max_context is None:
-            raise ValueError("The model does not tell its context length: set `max_context`.")
+            raise ValueError("The model's config has no context length: set `max_context`.")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._context = context
         self._budgets = Budgets(max_turns, max_turn_tokens, max_turns * max_context, max_context)
@@ -78,7 +78,7 @@ class ModelPlayer:
         """Loads a checkpoint folder, a Hub id, or a PEFT adapter (on its base model).
 
         Args:
-            name (`str`): folder or Hub id. The tokenizer of an adapter that has none is that of its base model.
+            name (`str`): folder or Hub id. An adapter without a tokenizer uses that of its base model.
             sampling ([`~trl_agentic.rollout.engines.Sampling`]): sampling parameters.
             dtype (`str`, *optional*, defaults to `"auto"`): `"auto"` (that of the files), `"float32"`, ...
             device (*optional*, defaults to `"cpu"`): where the model runs.
@@ -102,13 +102,13 @@ class ModelPlayer:
 
 
 class TextPlayer:
-    """Anything that answers messages with text.
+    """Policy that answers messages with text.
 
     Args:
         make_policy (`Callable`): from an [`~trl_agentic.rollout.loop.Episode`] whose environment has been reset, a
             function from the messages so far to the next [`Answer`].
         max_turns (`int`, *optional*, defaults to `50`): turns of a rollout.
-        workers (`int`, *optional*, defaults to `1`): rollouts that are played at a time, each in a thread.
+        workers (`int`, *optional*, defaults to `1`): rollouts that are played concurrently, each in its own thread.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class TextPlayer:
         self._workers = workers
 
     def play(self, episodes: list[Episode]) -> list[Trajectory]:
-        """Plays the episodes. An error of the policy itself is raised: it says nothing about the tasks."""
+        """Plays the episodes. An error of the policy itself is raised, because it is not a result of the task."""
         if self._workers == 1:
             return [play_text(episode, self._make_policy, self._max_turns) for episode in episodes]
         with ThreadPoolExecutor(self._workers) as pool:

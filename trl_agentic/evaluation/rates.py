@@ -1,4 +1,4 @@
-"""What a set of finished rollouts amounts to: success by task type."""
+"""Success rates of finished rollouts by task type, with their intervals."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def wilson_interval(rate: float, count: int, z: float = 1.959964) -> tuple[float
 
 
 def success_by_task_type(trajectories: Sequence[Trajectory]) -> dict[str, SuccessRate]:
-    """Success of each task type, and of all of them under `"All"`.
+    """Success rate of each task type, and of all of them under `"All"`.
 
-    A rollout that a budget cut is no success. Rollouts that failed with an error count as rollouts without success:
-    they must not flatter the rate.
+    A rollout that a budget cut counts as not solved, and so does one that failed with an error: leaving failed
+    rollouts out would raise the rate.
 
     Args:
         trajectories: finished rollouts.
@@ -77,10 +77,10 @@ def markdown_table(columns: dict[str, dict[str, SuccessRate]]) -> str:
     """A Markdown table of success rates.
 
     Args:
-        columns: name of a column to its rates, as from [`success_by_task_type`].
+        columns: column name -> rates, as from [`success_by_task_type`].
 
     Returns:
-        `str`: one line a task type.
+        `str`: one line per task type.
     """
     names = list(dict.fromkeys(name for rates in columns.values() for name in rates if name != "All")) + ["All"]
     lines = ["| task type | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]

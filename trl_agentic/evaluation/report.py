@@ -1,4 +1,4 @@
-"""Records of an evaluation -> its figures, and these as Markdown."""
+"""Report of an evaluation: figures from its records, and a page of Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def summarize_records(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Figures of an evaluation.
 
     Args:
-        records: finished rollouts as from [`~trl_agentic.records.trajectory_record`], equally many for each `group`.
+        records: finished rollouts as from [`~trl_agentic.records.trajectory_record`], the same number per `group`.
 
     Returns:
         `dict`:
@@ -22,11 +22,11 @@ def summarize_records(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         - `success`: for each task type and `"All"`, `tasks`, `rollouts`, `wins`, `mean_at_k` (share of the rollouts
           that succeeded) and `pass_at_k` (share of the tasks that one of their k rollouts solved), each with its 95%
           Wilson interval. Both intervals count tasks: more rollouts of one task do not narrow them. `score` is the
-          mean of the environment's own grade, `None` if it gives none; a failed rollout counts as 0.
+          mean of the environment's own grade, `None` if the environment reports none; a failed rollout counts as 0.
         - `samples`: k; `errors`: rollouts whose environment failed, which count as not solved.
-        - `mean_turns`, `mean_return`; `invalid_action_rate` (share of the turns whose action the environment called
-          invalid, `None` if it never says); `stop_reasons` (count of each).
-        - `action_tokens` (sum, `None` if not known) and `seconds` (sum of the rollouts' shares).
+        - `mean_turns`, `mean_return`; `invalid_action_rate` (share of the turns whose action the environment reported
+          as invalid, `None` if it never reports validity); `stop_reasons` (count of each).
+        - `action_tokens` (sum, `None` if not known) and `seconds` (sum over the rollouts).
 
     Raises:
         ValueError: there are no records.
@@ -74,7 +74,7 @@ def _success(records: Sequence[dict[str, Any]], graded: bool) -> dict[str, Any]:
 
 
 def report_markdown(summary: dict[str, Any], settings: dict[str, Any]) -> str:
-    """The figures of [`summarize_records`] and the settings that gave them, as a page of Markdown."""
+    """The figures of [`summarize_records`] and the settings of the evaluation, as a page of Markdown."""
     k = summary["samples"]
     graded = summary["success"]["All"]["score"] is not None
     lines = [f"# {settings['policy']} on {settings['environment']}", ""]
@@ -93,7 +93,7 @@ def report_markdown(summary: dict[str, Any], settings: dict[str, Any]) -> str:
         "",
         *([f"- attainable: success {100 * ceiling['success']:.1f}%, score {ceiling['score']:.3f}"] if ceiling else []),
         f"- turns of a rollout: {summary['mean_turns']:.1f}",
-        f"- invalid actions: {'not told' if invalid is None else f'{100 * invalid:.1f}% of the turns'}",
+        f"- invalid actions: {'not reported' if invalid is None else f'{100 * invalid:.1f}% of the turns'}",
         f"- stop reasons: {stops}",
         f"- failed environments: {summary['errors']}",
         f"- sampled tokens: {'not known' if summary['action_tokens'] is None else summary['action_tokens']}",

@@ -1,4 +1,4 @@
-"""Plays every task of an evaluation once or k times, and keeps what is finished on disk."""
+"""Evaluation run: plays every task once or k times and keeps finished rollouts on disk."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def evaluate(
     batch_size: int = 32,
     ceiling: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Plays tasks and writes what they amount to.
+    """Plays tasks and writes the figures and the rollouts.
 
     Finished batches are kept in `output_dir/rollouts`; called again with the same settings, it plays the rest. Under
     `accelerate launch` the processes share the rollouts; each has a copy of the policy.
@@ -43,10 +43,10 @@ def evaluate(
         factory: makes an environment.
         tasks: dataset rows to reset it with.
         output_dir: folder for `results.json`, `results.md` and `trajectories.parquet`.
-        settings: what the figures depend on, with `policy` and `environment` among it; written beside the figures.
+        settings: what the figures depend on, `policy` and `environment` included; written next to the figures.
         samples: rollouts of each task.
         seed: seed of the policy's sampling.
-        batch_size: rollouts at a time and process.
+        batch_size: rollouts that a process plays at a time.
         ceiling: the highest `success` and mean `score` that the tasks allow, where it is known to be below 1.
 
     Returns:
@@ -55,8 +55,8 @@ def evaluate(
     Raises:
         ValueError: there are no tasks, or `output_dir` holds an evaluation with other settings. The message names
             them.
-        RuntimeError: all rollouts of a batch failed; of a single one, if no other was played. The message has the
-            first error.
+        RuntimeError: all rollouts of a batch failed, or the only rollout that was played. The message has the first
+            error.
     """
     if not tasks:
         raise ValueError("There are no tasks to evaluate on.")
@@ -65,43 +65,87 @@ def evaluate(
     settings = {**settings, "samples": samples, "seed": seed, "tasks": len(tasks), "tasks_hash": _hash(tasks)}
     _claim(out, settings, state)
     errors = {(record["group"], record["sample"]): record["error"] for record in _finished(out)}
-    state.wait_for_everyone()  # all have read before any goes on writing
-    jobs = [(group, sample) for group in range(len(tasks)) for sample in range(samples)]
-    open_jobs = [job for job in jobs if job not in errors]
-    has_played = None in errors.values()
+    state.wait_for_everyone()  # every process has read the files before one of them writes again
     if not errors:
         _check(factory, tasks)
+    jobs = [(group, sample) for group in range(len(tasks)) for sample in range(samples)]
+    open_jobs = [job for job in jobs if job not in errors]
     own = open_jobs[state.process_index :: state.num_processes]
-    environments = [factory() for _ in range(min(batch_size, len(own)))]
-    held: list[dict[str, Any]] = []
+    batches = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
     with (
-        open(_own_file(out, state), "a", encoding="utf-8") as file,
+        _Journal(_own_file(out, state), has_played=None in errors.values()) as journal,
         tqdm(total=len(own), desc="Rollouts", unit="rollout", disable=not state.is_main_process) as bar,
     ):
-        for start in range(0, len(own), batch_size):
-            batch = own[start : start + batch_size]
-            episodes = [
-                Episode(environment, tasks[group], derived_seed(seed, group, sample))
-                for environment, (group, sample) in zip(environments, batch, strict=False)
-            ]
-            records = [*held, *_play(player, episodes, batch)]
-            failed = [record for record in records if record["error"] is not None]
-            has_played = has_played or len(failed) < len(records)
-            last = start + batch_size >= len(own)
-            if len(failed) == len(records) and (len(records) > 1 or (last and not has_played)):
-                raise RuntimeError(
-                    f"All {len(failed)} rollouts of a batch failed. The first error:\n{failed[0]['error']}"
-                )
-            if has_played:
-                file.writelines(json.dumps(record) + "\n" for record in records)
-                held = []
-            else:
-                held = records  # one failure after another, and nothing else, is no evaluation
-            file.flush()
-            bar.update(len(batch))
+        for number, records in enumerate(_played(player, factory, tasks, batches, seed), start=1):
+            journal.add(records, is_last=number == len(batches))
+            bar.update(len(records))
+    state.wait_for_everyone()
+    return _write_results(out, settings, ceiling, state)
+
+
+def _played(
+    player: Player,
+    factory: Callable[[], Environment],
+    tasks: list[dict[str, Any]],
+    batches: list[list[tuple[int, int]]],
+    seed: int,
+) -> Iterator[list[dict[str, Any]]]:
+    """The records of each batch of jobs `(group, sample)`, all batches on the same environments."""
+    environments = [factory() for _ in range(max(map(len, batches), default=0))]
+    for batch in batches:
+        episodes = [
+            Episode(environment, tasks[group], derived_seed(seed, group, sample))
+            for environment, (group, sample) in zip(environments, batch, strict=False)
+        ]
+        yield _play(player, episodes, batch)
     for environment in environments:
         environment.close()
-    state.wait_for_everyone()
+
+
+class _Journal:
+    """The file of finished rollouts of one process.
+
+    Failed rollouts are held back until one has succeeded: an environment that always fails ends the evaluation and
+    leaves nothing on disk.
+
+    Args:
+        file: the file to append to.
+        has_played: whether an earlier run finished a rollout without an error.
+    """
+
+    def __init__(self, file: Path, has_played: bool):
+        self._file = file
+        self._has_played = has_played
+        self._held: list[dict[str, Any]] = []
+
+    def __enter__(self) -> _Journal:
+        self._lines = open(self._file, "a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lines.close()
+
+    def add(self, records: list[dict[str, Any]], is_last: bool) -> None:
+        """Writes the records of a batch, or holds them back.
+
+        Raises:
+            RuntimeError: all rollouts of a batch failed, or the only rollout that was played.
+        """
+        records = [*self._held, *records]
+        failed = [record for record in records if record["error"] is not None]
+        self._has_played = self._has_played or len(failed) < len(records)
+        if len(failed) == len(records) and (len(records) > 1 or (is_last and not self._has_played)):
+            raise RuntimeError(f"All {len(failed)} rollouts of a batch failed. The first error:\n{failed[0]['error']}")
+        self._held = [] if self._has_played else records
+        if self._has_played:
+            self._lines.writelines(json.dumps(record) + "\n" for record in records)
+            self._lines.flush()
+
+
+def _write_results(
+    out: Path, settings: dict[str, Any], ceiling: dict[str, float] | None, state: PartialState
+) -> dict[str, Any]:
+    """The figures of all finished rollouts, which the main process writes."""
     records = sorted(_finished(out), key=lambda record: (record["group"], record["sample"]))
     summary = summarize_records(records) | ({"ceiling": ceiling} if ceiling else {})
     if state.is_main_process:
@@ -113,16 +157,16 @@ def evaluate(
 
 
 def process_state() -> PartialState:
-    """The processes of this evaluation, which may be hours apart when they meet."""
+    """The processes of this evaluation. One may wait hours for another: the timeout is a day."""
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=cpu, timeout=timedelta(days=1))
 
 
 def _check(factory: Callable[[], Environment], tasks: list[dict[str, Any]]) -> None:
-    """Checks the environment on a task, and on another one if that task alone is at fault."""
+    """Checks the environment on the first task and, if that fails, on the second: the task alone may be at fault."""
     try:
         check_environment(factory, tasks[0])
-    except Exception:  # if the task is at fault, its rollout tells; if it is the environment, the next check does
+    except Exception:  # a faulty task fails again in its rollout; a faulty environment fails the next check
         if len(tasks) == 1:
             raise
         check_environment(factory, tasks[1])
@@ -139,7 +183,11 @@ def _play(player: Player, episodes: list[Episode], batch: list[tuple[int, int]])
 
 
 def _claim(out: Path, settings: dict[str, Any], state: PartialState) -> None:
-    """Makes the folder this evaluation's, or fails if it is another's."""
+    """Writes the settings to the folder, or compares them with those that it holds.
+
+    Raises:
+        ValueError: the folder holds an evaluation with other settings.
+    """
     file = out / "settings.json"
     if state.is_main_process and not file.exists():
         (out / "rollouts").mkdir(parents=True, exist_ok=True)
@@ -149,12 +197,12 @@ def _claim(out: Path, settings: dict[str, Any], state: PartialState) -> None:
     settings = json.loads(json.dumps(settings))
     different = [name for name in {**held, **settings} if held.get(name) != settings.get(name)]
     if different:
-        told = "; ".join(f"{name}: {held.get(name)!r} there, {settings.get(name)!r} here" for name in different)
-        raise ValueError(f"{out} holds an evaluation with other settings ({told}). Choose another folder.")
+        listed = "; ".join(f"{name}: {held.get(name)!r} there, {settings.get(name)!r} here" for name in different)
+        raise ValueError(f"{out} holds an evaluation with other settings ({listed}). Choose another folder.")
 
 
 def _own_file(out: Path, state: PartialState) -> Path:
-    """The file that this process appends to, without the line that a killed run left unfinished."""
+    """The file that this process appends to. A line that a killed run left unfinished is removed."""
     file = out / "rollouts" / f"{state.process_index}.jsonl"
     if file.exists():
         whole, newline, _ = file.read_bytes().rpartition(b"\n")

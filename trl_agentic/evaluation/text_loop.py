@@ -1,4 +1,4 @@
-"""One rollout of a policy that reads messages and writes text. What samples tokens has `trl_agentic.rollout`."""
+"""Rollout loop for a policy that reads messages and writes text. `trl_agentic.rollout` has the loop on token ids."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from trl_agentic.types import StepResult, StopReason, Trajectory, Turn
 
 
 class Answer(NamedTuple):
-    """What a policy wrote in one turn.
+    """A policy's answer in one turn.
 
     Attributes:
         text: the answer.
-        tokens: tokens that it took, `None` if not known.
+        tokens: number of sampled tokens, `None` if not known.
         cut: whether it ended at its token budget.
     """
 
@@ -38,7 +38,7 @@ def play_text(
 
     Args:
         episode: the environment, its task and a seed.
-        make_policy: from the episode, its environment reset, a function from the messages so far to an answer.
+        make_policy: from the episode, whose environment has been reset, to a function from the messages to an answer.
         max_turns: turns after which the rollout ends with `StopReason.MAX_TURNS`.
 
     Returns:

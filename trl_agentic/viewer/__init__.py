@@ -1,4 +1,4 @@
-"""Pictures of a run: learning curves, and its rollouts as a page."""
+"""Views of a run: learning curves, and an HTML page of its rollouts."""
 
 from .curves import plot_learning_curve, plot_runs, read_log
 from .page import render_page

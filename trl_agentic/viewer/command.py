@@ -1,4 +1,4 @@
-"""`trl-agentic view` and `trl-agentic plot`."""
+"""Commands `trl-agentic view` and `trl-agentic plot`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def view(argv: list[str] | None = None) -> None:
     """Runs `trl-agentic view` with the arguments after its name."""
     command = argparse.ArgumentParser(
         prog="trl-agentic view",
-        description="Saved trajectories as one HTML page that opens from disk, without a network.",
+        description="Writes saved trajectories as one HTML page, which opens from disk and needs no network.",
     )
     command.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="Parquet file, or a folder of them")
     command.add_argument("--output", type=Path, default=Path("trajectories.html"), help="default: trajectories.html")
@@ -35,7 +35,7 @@ def view(argv: list[str] | None = None) -> None:
 def plot(argv: list[str] | None = None) -> None:
     """Runs `trl-agentic plot` with the arguments after its name."""
     command = argparse.ArgumentParser(
-        prog="trl-agentic plot", description="Learning curves from the trainer_state.json of one run or several."
+        prog="trl-agentic plot", description="Draws learning curves from the trainer_state.json of one run or several."
     )
     command.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="output folder, checkpoint folder or trainer_state.json"
@@ -44,7 +44,10 @@ def plot(argv: list[str] | None = None) -> None:
         "--output", type=Path, default=Path("curves.png"), help=".png, .svg or .pdf (default: %(default)s)"
     )
     command.add_argument(
-        "--metrics", nargs="+", default=["episode/success", "episode/return"], help="keys of the log, one panel each"
+        "--metrics",
+        nargs="+",
+        default=["episode/success", "episode/return"],
+        help="keys of the log, one panel per key",
     )
     arguments = command.parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""Learning curves from a trainer's log."""
+"""Learning curves, drawn from a trainer's log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def read_log(run: str | PathLike[str]) -> list[dict[str, Any]]:
 
     Args:
         run: `trainer_state.json`, the folder that holds it, or the folder of a run with checkpoints, of which the last
-            is read.
+            one is read.
 
     Returns:
         `list[dict]`: `trainer.state.log_history`.
@@ -32,7 +32,7 @@ def read_log(run: str | PathLike[str]) -> list[dict[str, Any]]:
     if not found:
         raise FileNotFoundError(
             f"No trainer_state.json in {path} or in a checkpoint-* folder of it. A trainer writes one with every "
-            "checkpoint, and `trainer.save_state()` does."
+            "checkpoint, and with `trainer.save_state()`."
         )
     try:
         return json.loads(found[-1].read_text(encoding="utf-8"))["log_history"]
@@ -46,13 +46,13 @@ def plot_runs(
     """Draws metrics of several runs over optimizer steps, each with its running mean.
 
     Args:
-        logs: name of a run to its `log_history`.
+        logs: name of a run -> its `log_history`.
         path: image to write; the suffix selects the format.
-        metrics: keys of the logs, one panel each; a run without one is left out of its panel.
+        metrics: keys of the logs, one panel per key; a run without the key is left out of its panel.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: no run has a metric. The message names those that there are.
+        ValueError: no run has one of the metrics. The message names the available ones.
     """
     figure = _figure(height=3.2 * len(metrics))
     panels = figure.subplots(len(metrics), 1, squeeze=False, sharex=True)[:, 0]
@@ -60,7 +60,7 @@ def plot_runs(
         drawn = {name: points for name, log in logs.items() if (points := _points(log, metric))}
         if not drawn:
             known = sorted({key for log in logs.values() for entry in log for key in entry})
-            raise ValueError(f"No run logs {metric!r}. There are: {', '.join(known)}.")
+            raise ValueError(f"No run logs {metric!r}. Available: {', '.join(known)}.")
         for number, (name, points) in enumerate(drawn.items()):
             _draw(axes, points, f"C{number}", f"{name} (mean of {_window(points)})")
         _finish(axes, metric)
@@ -81,7 +81,7 @@ def plot_learning_curve(
         log_history: `trainer.state.log_history`.
         path: image to write; the suffix selects the format.
         metric: key of the log to draw.
-        evaluations: step to value of separate evaluations, in the metric's unit.
+        evaluations: step -> value of separate evaluations, in the metric's unit.
         title: title of the figure.
 
     Raises:
@@ -119,7 +119,7 @@ def _window(points: Sequence[tuple[int, float]]) -> int:
 
 
 def _draw(axes: Any, points: Sequence[tuple[int, float]], color: str, label: str) -> None:
-    """The values, faint, and their running mean."""
+    """Draws the values, faint, and their running mean."""
     steps, values = zip(*points, strict=True)
     window = _window(points)
     parts = [values[max(0, i - window + 1) : i + 1] for i in range(len(values))]

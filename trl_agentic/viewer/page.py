@@ -1,4 +1,4 @@
-"""Records of rollouts -> one HTML page that opens from disk and loads nothing."""
+"""Viewer page: one HTML file with the records of rollouts, which opens from disk and loads nothing."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _FIELDS = (*_TEXTS, "step", "group", "success", "return", "turns")
 
 
 def render_page(sources: Mapping[str, Sequence[dict[str, Any]]], title: str = "Trajectories") -> str:
-    """The page that shows rollouts.
+    """Renders the page that shows rollouts.
 
-    All that rollouts say is embedded as JSON without any `<`, and the page's script puts it into text nodes. A
-    content-security policy admits that script alone and no address.
+    The texts of rollouts are embedded as JSON without any `<`, and the page's script puts them into text nodes. The
+    content-security policy allows that script alone and no network address.
 
     Args:
-        sources: name of a file to its records, as from [`~trl_agentic.records.load_records`]. Records of one file and
-            step with the same `group` (or, where there is none, the same task) are shown as a group.
+        sources: name of a file -> its records, as from [`~trl_agentic.records.load_records`]. Records of one file and
+            step with the same `group` (or, without a group, the same task) are shown as a group.
         title: title of the page.
 
     Returns:
@@ -53,7 +53,7 @@ def render_page(sources: Mapping[str, Sequence[dict[str, Any]]], title: str = "T
 
 
 def _pack(sources: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    """Rollouts as lists of values; a text is a number in `strings`, for most texts occur many times."""
+    """Rollouts as lists of values. A text is stored once in `strings` and referred to by its number."""
     strings: dict[str, int] = {}
     groups: dict[tuple[str, int | None, Any], int] = {}
 

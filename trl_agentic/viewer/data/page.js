@@ -1,5 +1,5 @@
 "use strict";
-// All text of a rollout reaches the page as a text node; nothing of it is ever parsed as HTML.
+// All text of a rollout becomes a text node of the page. It is never parsed as HTML.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const text = (index) => (index === null ? "" : data.strings[index]);
@@ -24,7 +24,7 @@ const FILTERS = {
   source: ["file", (r) => text(r.source)],
   step: ["step", (r) => r.step],
   task_type: ["task type", (r) => text(r.task_type)],
-  success: ["success", (r) => ({ true: "yes", false: "no", null: "not told" })[r.success]],
+  success: ["success", (r) => ({ true: "yes", false: "no", null: "not reported" })[r.success]],
   stop_reason: ["stop reason", (r) => text(r.stop_reason)],
   group: ["group", (r) => data.groups[r.group]],
 };
@@ -42,7 +42,7 @@ const KEYS = [
   ["?", "this list"],
 ];
 
-// What is shown: also the address, after the #.
+// The selection that is shown, which is also the fragment of the address.
 const state = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
 let shown = [];
 
@@ -64,7 +64,7 @@ function spread(rollout) {
   return rollout.turns.reduce((sum, turn) => sum + Math.abs(turn.advantage ?? 0), 0);
 }
 
-// Blue above the centre, orange below it; the strongest of the group in full.
+// Blue above the centre and orange below it; the group's largest distance has full strength.
 function colour(turn, scale) {
   const value = turn[state.colour];
   if (value === null || value === undefined) return "transparent";
@@ -97,7 +97,7 @@ function gradient(rollout) {
 }
 
 function outcome(rollout) {
-  if (rollout.success === null) return element("span", { className: "faint", title: "not told" }, "·");
+  if (rollout.success === null) return element("span", { className: "faint", title: "not reported" }, "·");
   return element("span", { className: rollout.success ? "good" : "bad" }, rollout.success ? "✓" : "✗");
 }
 
@@ -128,11 +128,11 @@ function drawList() {
     return row;
   });
   document.getElementById("list").replaceChildren(...rows);
-  const told = shown.filter((rollout) => rollout.success !== null);
-  const won = told.filter((rollout) => rollout.success).length;
+  const reported = shown.filter((rollout) => rollout.success !== null);
+  const won = reported.filter((rollout) => rollout.success).length;
   const mean = shown.reduce((sum, rollout) => sum + rollout.return, 0) / shown.length;
   document.getElementById("summary").textContent = `${shown.length} of ${rollouts.length} rollouts` +
-    (told.length ? `, success ${won}/${told.length}` : "") + (shown.length ? `, mean return ${number(mean)}` : "");
+    (reported.length ? `, success ${won}/${reported.length}` : "") + (shown.length ? `, mean return ${number(mean)}` : "");
   markChosen();
 }
 
@@ -164,7 +164,7 @@ function drawMain() {
   main.querySelector(".turn.chosen, .visit.chosen")?.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
-function fact(name, value) {
+function labelled(name, value) {
   return element("span", { className: "chip" }, element("span", { className: "faint" }, `${name} `), value);
 }
 
@@ -182,11 +182,11 @@ function rolloutView(rollout) {
   const visits = visitsOf(rollout.group);
   const task = JSON.parse(text(rollout.task));
   return [
-    element("div", { className: "facts" }, fact("rollout", `#${rollout.index}`), outcome(rollout),
-      fact("step", number(rollout.step)), fact("group", data.groups[rollout.group]),
-      fact("task type", text(rollout.task_type) || "–"), fact("return", number(rollout.return)),
-      fact("turns", String(rollout.turns.length)), fact("stopped", text(rollout.stop_reason)),
-      fact("file", text(rollout.source))),
+    element("div", { className: "labels" }, labelled("rollout", `#${rollout.index}`), outcome(rollout),
+      labelled("step", number(rollout.step)), labelled("group", data.groups[rollout.group]),
+      labelled("task type", text(rollout.task_type) || "–"), labelled("return", number(rollout.return)),
+      labelled("turns", String(rollout.turns.length)), labelled("stopped", text(rollout.stop_reason)),
+      labelled("file", text(rollout.source))),
     element("details", {}, element("summary", {}, "task"), element("pre", {}, JSON.stringify(task, null, 2))),
     element("div", { className: "strip" }, ...strip),
     ...rollout.turns.map((turn, k) => turnCard(rollout, turn, k, k === current, scale, visits)),
@@ -203,14 +203,14 @@ function turnCard(rollout, turn, k, isChosen, scale, visits) {
   const card = element("section", { className: "turn", style: { borderLeftColor: colour(turn, scale) } },
     element("header", {}, element("b", {}, `turn ${k}`),
       ...Object.entries(METRICS).filter(([name]) => turn[name] !== null)
-        .map(([name, label]) => fact(label, element("b", {}, number(turn[name])))),
-      range && fact("clip range", range),
+        .map(([name, label]) => labelled(label, element("b", {}, number(turn[name])))),
+      range && labelled("clip range", range),
       turn.clipped > 0 ? element("span", { className: "bad" }, turn.clipped < 1 ?
         `clipped in ${number(100 * turn.clipped)}% of its tokens` : "clipped") : null,
       turn.is_action_valid === false ? element("span", { className: "bad" }, "invalid action") : null,
       turn.cut ? element("span", { className: "bad" }, "cut at its token budget") : null,
-      turn.action_tokens === null ? null : fact("tokens", String(turn.action_tokens)),
-      fact("visits of this state in the group", String(shared))),
+      turn.action_tokens === null ? null : labelled("tokens", String(turn.action_tokens)),
+      labelled("visits of this state in the group", String(shared))),
     element("pre", {}, text(turn.observation)),
     element("pre", { className: "action" }, text(turn.action)));
   card.classList.toggle("chosen", isChosen);
@@ -218,7 +218,7 @@ function turnCard(rollout, turn, k, isChosen, scale, visits) {
   return card;
 }
 
-// State -> its visits [rollout, turn, number of the turn], in the order of the turns.
+// State -> its visits [rollout, turn, number of the turn], ordered by turn.
 function visitsOf(group) {
   const visits = new Map();
   const turns = groups.get(group).flatMap((rollout) => rollout.turns.map((turn, k) => [rollout, turn, k]));
@@ -258,9 +258,9 @@ function groupView(rollout) {
   all.onchange = () => show({ all: all.checked ? "1" : undefined });
   const hidden = states.length - rows.length;
   return [
-    element("div", { className: "facts" }, fact("group", data.groups[rollout.group]),
-      fact("rollouts", String(members.length)), fact("states", String(states.length)),
-      element("label", {}, all, ` states of one rollout, too${hidden ? ` (${hidden} hidden)` : ""}`)),
+    element("div", { className: "labels" }, labelled("group", data.groups[rollout.group]),
+      labelled("rollouts", String(members.length)), labelled("states", String(states.length)),
+      element("label", {}, all, ` also states of a single rollout${hidden ? ` (${hidden} hidden)` : ""}`)),
     element("table", { className: "group" },
       element("thead", {}, element("tr", {}, element("th", {}, "state, in the order it was first seen"), ...heads)),
       element("tbody", {}, ...rows)),
@@ -361,8 +361,8 @@ function setTheme(theme) {
 
 function showKeys() {
   const help = document.getElementById("help");
-  const rows = KEYS.map(([keys, what]) => element("tr", {},
-    element("td", {}, ...keys.split(" ").map((key) => element("kbd", {}, key))), element("td", {}, what)));
+  const rows = KEYS.map(([keys, action]) => element("tr", {},
+    element("td", {}, ...keys.split(" ").map((key) => element("kbd", {}, key))), element("td", {}, action)));
   help.replaceChildren(element("table", {}, ...rows));
   help.onclick = () => help.close();
   if (help.open) help.close();
