@@ -303,11 +303,12 @@ def report(arguments: argparse.Namespace, results: dict[tuple[str, str], dict[st
 {precision}, Python {platform.python_version()}, torch {torch.__version__}, {machine}.
 Median of {arguments.steps - 1} steps, {clock}; rollouts are given, so generation costs nothing.
 
-TRL has {arguments.rollouts // 4} rollouts in a forward pass, each padded to the longest of the
-batch. The token budget is {budget}.
-*Tokens* are those of the rollouts, *positions* those that forward passes computed, padding included. *Packed* training sequences are concatenated
-into one row, here with `{PACKED_ATTENTION}`. *Memory* is the peak of training minus the memory before it. With fewer
-rollouts per pass, TRL needs less memory and computes as many positions: it pads a batch before it splits it.{used}
+TRL has {arguments.rollouts // 4} rollouts in a forward pass, each padded to the longest of the batch.
+The token budget is {budget}.
+*Tokens* are those of the rollouts, *positions* those that forward passes computed, padding included.
+*Packed* training sequences are concatenated into one row, here with `{PACKED_ATTENTION}`.
+*Memory* is the peak of training minus the memory before it. With fewer rollouts per pass, TRL needs less memory and
+computes as many positions: it pads a batch before it splits it.{used}
 
 {table(results, rate)}
 """

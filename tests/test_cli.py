@@ -138,3 +138,13 @@ def test_bad_arguments_are_reported_in_a_sentence(
 def test_the_help_names_every_environment():
     text = parser().format_help()
     assert "alfworld" in text and "MODULE:CALLABLE" in text
+
+
+def test_a_missing_extra_is_reported_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["http://localhost:1/v1", "--model", "agent", *PLAIN, "--output_dir", str(tmp_path)])
+    assert ended.value.code == 1
+    assert "pip install 'trl-agentic[endpoint]'" in capsys.readouterr().err
