@@ -33,7 +33,7 @@ COUNTS = (1, 64, 1024)
 SIZES = (1000, 3000, 10_000, 30_000, 100_000)
 STEPS = 20_000
 SEARCHES = 500
-# Measured on another machine with upstream's own code, with and without its Java search.
+# Measured separately with upstream's own code, with and without its Java search.
 UPSTREAM_ELSEWHERE = "12 steps a second with upstream's Lucene in Java, 18 with its search replaced"
 
 
@@ -211,12 +211,12 @@ def main() -> None:
         return
     environments = {count: apart("environments", count, arguments.data) for count in COUNTS}
     sizes = [apart("size", size, None) for size in arguments.sizes]
-    upstream = f"Upstream, measured on another machine: {UPSTREAM_ELSEWHERE}. It was not measured in this run."
+    upstream = f"Upstream, measured separately: {UPSTREAM_ELSEWHERE}. It was not measured in this run."
     if os.environ.get("WEBSHOP_PATH"):
         theirs = apart("upstream", 1, None)
         upstream = (
             f"Upstream in the same run, one environment: {theirs['resets']:,.1f} resets and {theirs['steps']:,.1f} "
-            f"steps a second. On another machine: {UPSTREAM_ELSEWHERE}."
+            f"steps a second. Measured separately: {UPSTREAM_ELSEWHERE}."
         )
     shop = f"the official files, {arguments.data}" if arguments.data else "1,000 generated products"
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

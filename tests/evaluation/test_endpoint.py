@@ -66,9 +66,15 @@ def completion(text: str, tokens: int = 5, finish_reason: str = "stop") -> dict[
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that the client wants to wait between its attempts; it does not wait."""
+    """Seconds that the client would wait between its attempts. The test does not wait."""
     asked: list[float] = []
-    monkeypatch.setattr(time, "sleep", asked.append)
+    real = time.sleep
+
+    def sleep(seconds: float) -> None:
+        caller = sys._getframe(1).f_globals["__name__"]
+        (asked.append if caller.startswith("openai.") else real)(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep)
     return asked
 
 

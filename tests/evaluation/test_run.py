@@ -209,7 +209,7 @@ def test_a_failed_environment_counts_as_not_solved(tmp_path: Path):
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 @pytest.mark.parametrize("lengths", [[2, 1, 3], [3, 2, 1], [2, 3, 1]])
 def test_a_task_that_always_fails_affects_no_other_task(lengths: list[int], batch_size: int, tmp_path: Path):
-    """At any place in any batch size. The failed rollout is not played again."""
+    """The task may stand at any place of a batch of any size. Its rollout is not played again."""
     tasks = [{"length": length} for length in lengths]
     summary = evaluate(Counting(), Fragile, tasks, tmp_path, SETTINGS, batch_size=batch_size)
     assert summary["errors"] == 1 and summary["success"]["All"]["rollouts"] == 3

@@ -12,16 +12,15 @@ from trl_agentic.rollout.loop import Episode, derived_seed
 
 
 _CONTEXT_FULL = re.compile(r"context.{0,3}(length|size|window)", re.IGNORECASE)
-_NO_KEY = "none"  # the client insists on a key, and reads one from the environment if it is given none
-_BUSY = (408, 409, 429)  # and all from 500 on: the client repeats requests that end with these
+_NO_KEY = "none"  # the client needs a key: without one it would read the environment
+_BUSY = (408, 409, 429)  # with 500 and above the statuses after which the client repeats a request
 
 
 class Endpoint:
     """Sends the requests of many rollouts to `URL/chat/completions`.
 
-    The client repeats a request that finds the endpoint busy or unreachable, and waits as long as `Retry-After` asks.
-    Its environment variables (`OPENAI_API_KEY`, `OPENAI_BASE_URL`, `OPENAI_ORG_ID`, `OPENAI_PROJECT_ID`) have no
-    effect: what the endpoint receives is given here.
+    The client repeats a request when the endpoint is busy or unreachable. It observes `Retry-After` within limits of
+    its own. Its variables `OPENAI_API_KEY`, `OPENAI_BASE_URL`, `OPENAI_ORG_ID` and `OPENAI_PROJECT_ID` have no effect.
 
     Args:
         url (`str`): base address, such as `http://localhost:8000/v1`.
@@ -65,7 +64,7 @@ class Endpoint:
             max_retries=max_retries,
             default_headers={"Authorization": f"Bearer {key}"},
         )
-        self._client.organization = self._client.project = None  # the client read them from the environment
+        self._client.organization = self._client.project = None  # the client has read them from the environment
         self._model = model
         self._sampling = sampling
         self._max_turn_tokens = max_turn_tokens
