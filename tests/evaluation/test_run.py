@@ -18,7 +18,8 @@ from trl_agentic.evaluation.players import ModelPlayer, TextPlayer, expert_polic
 from trl_agentic.evaluation.run import evaluate
 from trl_agentic.evaluation.text_loop import Answer
 from trl_agentic.records import load_records
-from trl_agentic.rollout.prompts import FULL, PromptPolicy, trajectory_rows
+from trl_agentic.batching.rows import trajectory_sequences
+from trl_agentic.rollout.prompts import FULL, PromptPolicy
 from trl_agentic.rollout.engines import Sampling
 from trl_agentic.rollout.loop import Episode
 from trl_agentic.types import StopReason, Trajectory, Turn, View
@@ -274,5 +275,5 @@ def test_a_window_shortens_the_prompts_of_a_checkpoint(tmp_path: Path):
     for context in (FULL, PromptPolicy(0)):
         player = ModelPlayer.from_pretrained(str(small_policy()), Sampling(), max_turn_tokens=12, context=context)
         [trajectory] = player.play([Episode(make(), make().tasks()[0], seed=0)])
-        lengths.append(len(trajectory_rows(trajectory, 0)))
+        lengths.append(len(trajectory_sequences(trajectory, 0)))
     assert lengths == [1, 4]
