@@ -21,7 +21,6 @@ from trl_agentic.rollout.engines import (
     TransformersEngine,
     transformers_engine,
 )
-from trl_agentic.rollout.engines import patience as waiting
 from trl_agentic.rollout.engines.sampling import generator
 
 
@@ -251,37 +250,6 @@ def test_rollouts_are_let_in_when_they_lost_as_many_tokens_as_the_others_would(m
         for _ in range(4):
             player.step(8, 0)
     assert forwards.shapes == [(6, 3), (6, 1), (6, 1), (6, 1), (6, 1), (2, 2), (8, 1)]
-
-
-def test_quick_environments_are_waited_for(monkeypatch: pytest.MonkeyPatch):
-    """What shares a forward pass does not hang on the clock, unless an environment is slow."""
-    now = 0.0
-    monkeypatch.setattr(waiting.time, "perf_counter", lambda: now)
-    patience = waiting.Patience()
-    assert patience.left(busy=3) == 1.0  # they are being reset
-    now = 0.4
-    assert patience.left(busy=1) == pytest.approx(0.6)
-    assert patience.left(busy=0) == 0.0 and patience.left(busy=2) == 0.0  # settled until the next call
-    patience.passed(0.05, any_ended=False)
-    assert patience.left(busy=2) == 0.0
-    patience.passed(0.05, any_ended=True)
-    assert patience.left(busy=2) == pytest.approx(0.1)  # two forward passes
-    now += 0.1
-    assert patience.left(busy=2) == 0.0  # too slow: a quarter
-    patience.passed(0.05, any_ended=True)
-    assert patience.left(busy=2) == pytest.approx(0.025)
-    assert patience.left(busy=0) == 0.0  # in time: twice as long
-    patience.passed(0.05, any_ended=True)
-    assert patience.left(busy=2) == pytest.approx(0.05)
-    for _ in range(9):
-        now += 1.0
-        assert patience.left(busy=1) == 0.0
-        patience.passed(0.05, any_ended=True)
-    assert 0 < patience.left(busy=1) < 1e-5  # slow ones cost next to nothing
-    for _ in range(30):
-        assert patience.left(busy=0) == 0.0
-        patience.passed(0.001, any_ended=True)
-    assert patience.left(busy=1) == pytest.approx(0.02)  # never more than that, or two forward passes
 
 
 def test_a_step_waits_for_a_quick_environment(model: PreTrainedModel):

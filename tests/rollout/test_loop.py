@@ -18,6 +18,7 @@ from tests.toys import Corridor
 from trl_agentic.environments.base import EpisodeRestarted
 from trl_agentic.environments.handle import EnvironmentHandle, WorkerOptions
 from trl_agentic.rollout import loop
+from trl_agentic.rollout.batching_delay import BatchingDelay
 from trl_agentic.rollout.chat import ChatRenderer
 from trl_agentic.rollout.prompts import first_messages
 from trl_agentic.rollout.engines import LockstepEngine, Request, Sample
@@ -44,10 +45,10 @@ def encode(text: str) -> list[int]:
 class ScriptedEngine(LockstepEngine):
     """Answers each rollout's k-th request with its k-th line, then with the last. A line that ends in "~" is cut."""
 
-    least_patience = first_patience = 60.0  # a busy machine does not change what shares a batch
+    limit = 60.0  # seconds to wait for environments: a busy machine does not change which requests share a batch
 
     def __init__(self, *lines: list[str], any_active: Callable[[bool], bool] | None = None):
-        super().__init__(any_active)
+        super().__init__(any_active, BatchingDelay(passes=1.0, minimum=self.limit, backoff=1.0, first=self.limit))
         self.lines = lines
         self.calls: list[list[Request]] = []
 
@@ -56,9 +57,9 @@ class ScriptedEngine(LockstepEngine):
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Request) -> Sample:
-        told = sum(r.rollout == request.rollout for call in self.calls for r in call) - 1
+        answered = sum(r.rollout == request.rollout for call in self.calls for r in call) - 1
         lines = self.lines[min(request.rollout, len(self.lines) - 1)]
-        line = lines[min(told, len(lines) - 1)]
+        line = lines[min(answered, len(lines) - 1)]
         ids = encode(line.removesuffix("~")) + ([] if line.endswith("~") else [EOS])
         return Sample(ids, [-0.5] * len(ids), ended=ids[-1] == EOS)
 
@@ -160,14 +161,14 @@ def test_the_context_is_used_up(turns: int):
 
 def test_an_overlong_turn_goes_to_the_environment_or_stops():
     environment = ScriptedEnv(on(), on(terminated=True))
-    [told], engine = run(environment, lines=["hm hm hm~", "go"])
-    assert told.stop_reason is StopReason.TERMINATED
-    assert [turn.cut for turn in told.turns] == [True, False]
+    [passed], engine = run(environment, lines=["hm hm hm~", "go"])
+    assert passed.stop_reason is StopReason.TERMINATED
+    assert [turn.cut for turn in passed.turns] == [True, False]
     assert environment.actions == ["hm hm hm", "go"]
     # The missing end of the turn is put before the observation.
-    assert told.turns[1].prompt_ids == CHAT.observation_ids(["Go on."], ended=False)
+    assert passed.turns[1].prompt_ids == CHAT.observation_ids(["Go on."], ended=False)
     first, second = engine.seen(0)
-    assert second.prompt_ids == first.prompt_ids + encode("hm hm hm") + told.turns[1].prompt_ids
+    assert second.prompt_ids == first.prompt_ids + encode("hm hm hm") + passed.turns[1].prompt_ids
 
     environment = ScriptedEnv(on())
     [cut], _ = run(environment, lines=["go", "hm hm hm~"], budgets=replace(AMPLE, stop_at_overlong_turn=True))
@@ -329,24 +330,26 @@ def test_derived_seeds_are_different_and_in_range():
 
 
 def test_an_idle_process_calls_the_engine_as_long_as_another_waits():
-    """Flags of another process that waits for five turns."""
-    others, told = [True] * 5 + [False], []
+    """Another process waits for five turns."""
+    others, given = [True] * 5 + [False], []
 
     def any_active(here: bool) -> bool:
-        told.append(here)
-        return here or others[len(told) - 1]
+        given.append(here)
+        return here or others[len(given) - 1]
 
     engine = ScriptedEngine(["go"], any_active=any_active)
     play([Episode(ScriptedEnv(on(), on(terminated=True)), {}, seed=0)], engine, CHAT, AMPLE)
     assert [len(call) for call in engine.calls] == [1, 1, 0, 0, 0]
-    assert told == [True, True, False, False, False, False]
+    assert given == [True, True, False, False, False, False]
 
 
-# Nobody waits for anybody else
+# Rollouts advance independently of one another
 
 
-class Impatient(ScriptedEngine):
-    least_patience = first_patience = 0.0
+class Immediate(ScriptedEngine):
+    """Waits for no environment."""
+
+    limit = 0.0
 
 
 class Gated(ScriptedEnv):
@@ -365,12 +368,12 @@ class Gated(ScriptedEnv):
         return result
 
 
-def test_a_slow_environment_holds_up_nobody():
+def test_a_slow_environment_delays_no_other_rollout():
     """The first environment answers its first action only when the second has played its whole episode."""
     over = Event()
     slow = Gated(on(), on(terminated=True), gate=over)
     quick = Gated(on(), on(), on(), on(terminated=True), opens=over)
-    trajectories = play([Episode(e, {}, i) for i, e in enumerate((slow, quick))], Impatient(["go"]), CHAT, AMPLE)
+    trajectories = play([Episode(e, {}, i) for i, e in enumerate((slow, quick))], Immediate(["go"]), CHAT, AMPLE)
     assert [len(t.turns) for t in trajectories] == [2, 4]
     assert {t.stop_reason for t in trajectories} == {StopReason.TERMINATED}
 
@@ -381,7 +384,7 @@ def handles(*environments: Any) -> list[EnvironmentHandle]:
 
 @pytest.mark.parametrize("handled", [False, True])
 def test_environments_work_at_the_same_time(handled: bool):
-    """Each waits in `reset` and in `step` until all are there."""
+    """Each waits in `reset` and in `step` until all have been called."""
     together = Barrier(12)
 
     class Meeting(ScriptedEnv):
@@ -399,7 +402,7 @@ def test_environments_work_at_the_same_time(handled: bool):
 
 
 def test_quick_environments_are_called_one_after_the_other(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loop, "_QUICK", 60.0)
+    monkeypatch.setattr(loop, "QUICK_ANSWER", 60.0)
     working: set[int] = set()
     most, threads = 0, {}
 
@@ -427,7 +430,42 @@ def test_an_error_of_a_quick_environment_costs_its_own_rollout():
     [good, bad], _ = run(*handles(*environments))
     assert good.stop_reason is StopReason.TERMINATED and len(good.turns) == 2
     assert bad.stop_reason is StopReason.ERROR and "collapsed" in bad.error
-    assert len(environments[1].actions) == 2  # it was asked once
+    assert len(environments[1].actions) == 2  # the failing step was called once
+
+
+class Beginning(ScriptedEnv):
+    """Answers the k-th `begin_step` with the k-th flag, the last one for ever; each step takes `pause` seconds."""
+
+    def __init__(self, *results: Any, over: list[bool], pause: float = 0.0):
+        super().__init__(*results)
+        self.over, self.pause, self.begun, self.threads = over, pause, [], []
+
+    def begin_step(self, action: str, seconds: float) -> bool:
+        assert seconds == loop.QUICK_ANSWER
+        self.begun.append(len(self.actions))
+        return self.over[min(len(self.begun), len(self.over)) - 1]
+
+    def step(self, action: str) -> Any:
+        self.threads.append(get_ident())
+        time.sleep(self.pause)
+        return super().step(action)
+
+
+def test_an_environment_is_waited_for_as_long_as_its_answers_are_quick():
+    quick = Beginning(on(), on(), on(), on(terminated=True), over=[True])
+    slow = Beginning(on(), on(), on(), on(terminated=True), over=[False], pause=0.005)
+    trajectories, _ = run(quick, slow)
+    assert [t.stop_reason for t in trajectories] == [StopReason.TERMINATED] * 2
+    assert quick.begun == [0, 1, 2, 3] and set(quick.threads) == {get_ident()}
+    assert slow.begun == [0] and get_ident() not in slow.threads  # one late answer of it is enough
+
+
+def test_an_environment_that_is_quick_again_is_waited_for_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop, "QUICK_ANSWER", 60.0)
+    environment = Beginning(on(), on(), on(terminated=True), over=[False, True])
+    [played], _ = run(environment)
+    assert played.stop_reason is StopReason.TERMINATED and environment.begun == [0, 1, 2]
+    assert [thread == get_ident() for thread in environment.threads] == [False, True, True]
 
 
 @pytest.mark.parametrize("handled", [False, True])
@@ -451,12 +489,12 @@ def test_the_order_of_answers_changes_nothing(handled: bool):
         return play(episodes, engine, CHAT, replace(AMPLE, max_turns=5))
 
     lines = [["ab", "abcd", "a~"], ["abc", "ab"], ["a", "abcde"], ["ab~", "abc", "ab"]] * 2
-    in_step, without = ScriptedEngine(*lines), [Impatient(*lines) for _ in range(3)]
+    in_step, without = ScriptedEngine(*lines), [Immediate(*lines) for _ in range(3)]
     expected = played(in_step, None)
     assert len({len(t.turns) for t in expected}) > 2
     for seed, engine in enumerate(without):
         assert played(engine, seed) == expected
-        assert len(engine.calls) > len(in_step.calls)  # the batches were others
+        assert len(engine.calls) > len(in_step.calls)  # the batches were different
         for rollout in range(8):
             assert engine.seen(rollout) == in_step.seen(rollout)
 
@@ -472,36 +510,66 @@ def test_an_error_of_the_engine_ends_the_loop():
         play([Episode(ScriptedEnv(on()), {}, seed=0)], Broken(["go"]), CHAT, AMPLE)
 
 
-def test_a_batch_waits_for_environments_as_long_as_the_last_one_took():
-    class Timed(ScriptedEngine):
-        least_patience, first_patience = 0.0, 30.0
+def test_a_batch_waits_for_environments_as_long_as_the_last_one_took(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    class Timed(LockstepEngine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.batches: list[list[int]] = []
 
         def generate(self, requests: list[Request]) -> list[Sample]:
-            time.sleep(0.05)
-            return super().generate(requests)
+            nonlocal now
+            now += 5.0
+            self.batches.append([request.rollout for request in requests])
+            return [Sample([EOS], None, ended=True) for _ in requests]
 
     samples: list[Any] = []
-    engine = Timed(["go"])
+    engine = Timed()
     requests = [Request(i, [1], 1, 0) for i in range(2)]
     assert engine.step(active=2, busy=2) == math.inf  # nothing to do
+    now += 50.0  # the wait starts with the first request
     engine.submit(requests[1], samples.append)
-    assert 29 < engine.step(active=2, busy=1) <= 30
+    assert engine.step(active=2, busy=1) == 1.0  # before the first batch
+    now += 0.75
     engine.submit(requests[0], samples.append)
+    assert engine.step(active=2, busy=1) == 0.25
     assert engine.step(active=2, busy=0) == 0 and len(samples) == 2
-    assert [request.rollout for request in engine.calls[0]] == [0, 1]
-    engine.submit(requests[0], samples.append)
-    pause = engine.step(active=2, busy=1)
-    assert 0 < pause < 2  # about 0.05
-    time.sleep(pause)
-    assert engine.step(active=2, busy=1) == 0 and len(samples) == 3
+    assert engine.batches == [[0, 1]]
+    for count in (3, 4):  # each time that an environment is slow
+        now += 50.0
+        engine.submit(requests[0], samples.append)
+        assert engine.step(active=2, busy=1) == 5.0
+        now += 4.5
+        assert engine.step(active=2, busy=1) == 0.5
+        now += 0.5
+        assert engine.step(active=2, busy=1) == 0 and len(samples) == count
     assert engine.step(active=0, busy=0) is None
+    engine.submit(requests[0], samples.append)
+    assert engine.step(active=2, busy=1) == 1.0  # the next rollouts begin with resets
+
+
+def test_a_short_batch_waits_for_a_tenth_of_a_second(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(time, "perf_counter", lambda: 7.0)
+    samples: list[Any] = []
+
+    class Instant(LockstepEngine):
+        def generate(self, requests: list[Request]) -> list[Sample]:
+            return [Sample([EOS], None, ended=True) for _ in requests]
+
+    engine = Instant()
+    for busy, pause in ((0, 0.0), (1, pytest.approx(0.1))):
+        engine.submit(Request(0, [1], 1, 0), samples.append)
+        assert engine.step(active=2, busy=busy) == pause
+    assert len(samples) == 1
 
 
 def test_no_episodes_need_no_engine():
     assert play([], ScriptedEngine(["go"]), CHAT, AMPLE) == []
 
 
-def test_progress_and_time_are_told():
+def test_progress_and_time_are_reported():
     done: list[int] = []
     clock = RolloutClock()
     environments = [ScriptedEnv(first=OSError()), ScriptedEnv(on(terminated=True)), Corridor(), Corridor()]
@@ -513,7 +581,7 @@ def test_progress_and_time_are_told():
     assert clock.engine_seconds > 0 and clock.env_seconds > 0
 
 
-def test_waits_are_told_for_all_rollouts():
+def test_waits_are_reported_for_all_rollouts():
     class Slow(ScriptedEnv):
         def step(self, action: str) -> Any:
             time.sleep(0.05)
@@ -522,12 +590,15 @@ def test_waits_are_told_for_all_rollouts():
     clock = RolloutClock()
     environments = [Slow(on(), on(terminated=True)) for _ in range(4)]
     engine = ScriptedEngine(["go"])
+    started = time.perf_counter()
     play([Episode(e, {}, i) for i, e in enumerate(environments)], engine, CHAT, AMPLE, clock=clock)
-    assert clock.env_waits >= 4 * 2 * 0.05 and clock.env_waits > 2 * clock.env_seconds  # four wait at the same time
+    elapsed = time.perf_counter() - started
+    # Four rollouts wait at the same time.
+    assert clock.env_waits >= 4 * 2 * 0.05 and 2 * 0.05 <= clock.env_seconds <= min(elapsed, clock.env_waits)
     assert clock.engine_waits > 0
 
 
-def test_an_episode_that_begins_anew_forgets_its_turns():
+def test_an_episode_that_restarts_forgets_its_turns():
     class Restarting(ScriptedEnv):
         def step(self, action: str) -> Any:
             if len(self.actions) == 1:

@@ -1,9 +1,9 @@
 """The loop between the policy and the environments of a batch of rollouts.
 
-Nobody waits for anybody else: a rollout is with the engine or with its environment, and whoever of them answers is
-served. Environments work in threads; all else, the engine's own work included, happens in the caller's thread. Only
-where environments answer within a millisecond are they called one after the other: threads that all compute at once
-hold each other up.
+Rollouts advance independently of one another: each waits either for the engine or for its environment, and every
+answer is handled as soon as it arrives. Environments work in threads; everything else, the engine's own work included,
+happens in the caller's thread. Environments that answer within a millisecond are called one after the other instead:
+many threads that compute at the same time slow one another down.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ import numpy as np
 
 from trl_agentic.environments.base import BeginsSteps, Environment, EpisodeRestarted
 from trl_agentic.rollout.chat import ChatRenderer
-from trl_agentic.rollout.engines import Engine, Request, Sample
 from trl_agentic.rollout.prompts import FULL, PromptPolicy, first_prompt, next_prompt, observation_ids
+from trl_agentic.rollout.engines import Engine, Request, Sample
 from trl_agentic.types import Prompt, StepResult, StopReason, Trajectory, Turn
 
 
-_QUICK = 0.001  # seconds that an environment's answer is waited for before another one is called
-_TRUST = 8  # how many more answers may be late than in time before no answer is waited for in this way
-_MOST_TRUST = 16  # it gets no higher, however many are in time
+QUICK_ANSWER = 0.001
+"""Seconds. The loop waits this long for the answer of an environment whose previous answer took no longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """What a rollout may use. A turn is started only if all of its `max_turn_tokens` fit.
+    """Limits of a rollout. A turn is started only if all of its `max_turn_tokens` fit.
 
     Attributes:
         max_turns: turns of a rollout.
@@ -41,8 +40,8 @@ class Budgets:
         max_rollout_tokens: tokens after the first prompt, sampled and observed, each counted once however often a
             prompt shows it.
         max_context: tokens of the model's context.
-        stop_at_overlong_turn: end the rollout at a turn without an end-of-turn token, instead of handing what there is
-            to the environment.
+        stop_at_overlong_turn: end the rollout at a turn without an end-of-turn token, instead of passing the
+            incomplete action to the environment.
     """
 
     max_turns: int
@@ -58,11 +57,11 @@ class Episode:
 
     Attributes:
         environment: an instance of its own.
-        task: the dataset row, handed to `reset`.
+        task: the dataset row, passed to `reset`.
         seed: seed of the policy's sampling in this rollout.
         tools: tools that the chat template lists in the prompt.
         observation_role: role of the messages that carry observations.
-        raw_action: hand the action to the environment with its special tokens.
+        raw_action: pass the action to the environment with its special tokens.
     """
 
     environment: Environment
@@ -75,13 +74,18 @@ class Episode:
 
 @dataclass(slots=True)
 class RolloutClock:
-    """Seconds in which a rollout waited for the engine, and in which one waited for its environment.
+    """Times and token counts of a batch of rollouts.
 
-    The two overlap where the engine works while environments do. The waits are sums over all rollouts: from each
-    request to its sample, time in the engine's queue included, and from each call of an environment to its answer,
-    until the loop takes it; `env_saved` are seconds of resets that were over before they were asked for. Beside them,
-    the tokens of all prompts, and those that the engine had in its cache; and the seconds of the whole, of which
-    `ahead_seconds` were over before anybody waited.
+    Attributes:
+        seconds: duration of the whole.
+        ahead_seconds: the part of it that had passed before the trainer waited for the rollouts.
+        engine_seconds, env_seconds: time in which at least one rollout waited for the engine, or for its environment.
+            The two overlap where the engine and environments work at the same time.
+        engine_waits: sum over all rollouts of the time from each request to its sample, the engine's queue included.
+        env_waits: sum over all rollouts of the time from each call of an environment until the loop takes its answer.
+        env_saved: seconds of resets that had passed before the loop called `reset`.
+        prompt_tokens: tokens of all prompts.
+        cached_tokens: those of them that the engine had in its cache.
     """
 
     seconds: float = 0.0
@@ -100,12 +104,13 @@ class _Rollout:
     index: int
     episode: Episode
     trajectory: Trajectory
-    context: list[int] = field(default_factory=list)  # all ids of the run of turns that the next one may extend
+    context: list[int] = field(default_factory=list)  # all ids of the consecutive turns that the next one may extend
     prompt: Prompt = field(default_factory=lambda: Prompt([], extends=False))  # of the next action
     spent: int = 0  # tokens sampled and observed
     observation: str = ""
     anchor: str = ""
     waits_since: float = 0.0
+    env_seconds: float = 0.0  # duration of the environment's last step
     done: bool = False
 
     def stop(self, reason: StopReason) -> None:
@@ -128,8 +133,8 @@ def play(
 ) -> list[Trajectory]:
     """Plays all episodes to their end.
 
-    An environment that raises ends its own rollout with `StopReason.ERROR`; the others go on. The trajectories do not
-    depend on the order in which environments answer.
+    An environment that raises ends its own rollout with `StopReason.ERROR`; the others continue. The trajectories do
+    not depend on the order in which environments answer, and do not change once their rollouts have ended.
 
     Args:
         episodes: rollouts to play. Each environment is called by one thread at a time, not always the same one.
@@ -137,14 +142,14 @@ def play(
         chat: renders prompts and observations.
         budgets: limits of each rollout.
         on_done: called with the number of rollouts that just ended.
-        clock: where to add the seconds spent.
+        clock: times and counts are added to it.
         context: how much of a rollout its prompts show.
 
     Returns:
         One trajectory for each episode, in order.
 
     Raises:
-        Exception: what the engine raised.
+        Exception: the error that the engine raised or reported.
     """
     return _Play(episodes, engine, chat, budgets, on_done, clock or RolloutClock(), context).run()
 
@@ -165,22 +170,21 @@ class _Play:
         self._rollouts = [_Rollout(i, episode, Trajectory(task=episode.task)) for i, episode in enumerate(episodes)]
         self._active = len(episodes)
         self._busy = 0  # rollouts that wait for their environment; the other active ones wait for the engine
-        self._trust = _TRUST
-        self._quick_seconds = 0.0  # since the engine's last step
-        self._answers: SimpleQueue[Callable[[], None]] = SimpleQueue()  # what to do about each, in this thread
+        self._quick_seconds = 0.0  # spent on quick answers since the engine's last step
+        self._answers: SimpleQueue[Callable[[], None]] = SimpleQueue()  # each handles one answer, in this thread
         self._threads = ThreadPoolExecutor(max(len(episodes), 1), thread_name_prefix="environment")
 
     def run(self) -> list[Trajectory]:
         try:
             for rollout in self._rollouts:
-                self._call(rollout, rollout.episode.environment.reset, **rollout.episode.task)
+                self._call(rollout, time.perf_counter(), rollout.episode.environment.reset, **rollout.episode.task)
             pause: float | None = 0.0
             while pause is not None:
                 started = time.perf_counter()
                 sampling, acting = self._active > self._busy, self._busy > 0
                 pause = self._engine.step(self._active, self._busy)
                 if pause is not None and self._active:
-                    self._serve(pause)
+                    self._handle_answers(pause)
                 seconds = time.perf_counter() - started
                 self._clock.engine_seconds += seconds * sampling
                 self._clock.env_seconds += seconds if acting else self._quick_seconds
@@ -189,8 +193,8 @@ class _Play:
             self._threads.shutdown(wait=False, cancel_futures=True)
         return [rollout.trajectory for rollout in self._rollouts]
 
-    def _serve(self, pause: float) -> None:
-        """Waits for an answer, `pause` seconds at most, and serves all that are there."""
+    def _handle_answers(self, pause: float) -> None:
+        """Waits for an answer, `pause` seconds at most, and handles all that have arrived."""
         try:
             answer = self._answers.get(timeout=pause if math.isfinite(pause) else None)
             while True:
@@ -208,28 +212,47 @@ class _Play:
         _add_turn(rollout, sample, self._chat, self._budgets)
         if rollout.done:
             self._end()
-        elif not self._act_quickly(rollout):
-            self._call(rollout, rollout.episode.environment.step, rollout.trajectory.turns[-1].action)
+        else:
+            self._act(rollout)
 
-    def _act_quickly(self, rollout: _Rollout) -> bool:
-        """Has the environment work while this thread waits, as long as that is known to be soon over."""
+    def _act(self, rollout: _Rollout) -> None:
+        """Calls the environment's `step`: in a thread, unless the answer comes at once."""
         environment, action = rollout.episode.environment, rollout.trajectory.turns[-1].action
-        if self._trust <= 0 or not isinstance(environment, BeginsSteps):
-            return False
         started = time.perf_counter()
-        is_over = environment.begin_step(action, _QUICK)
-        self._trust = min(self._trust + 1, _MOST_TRUST) if is_over else self._trust - 1
-        if is_over:
+        if (
+            rollout.env_seconds <= QUICK_ANSWER
+            and isinstance(environment, BeginsSteps)
+            and environment.begin_step(action, QUICK_ANSWER)
+        ):
             result = environment.step(action)
             seconds = time.perf_counter() - started
             self._clock.env_waits += seconds
             self._quick_seconds += seconds
             self._observed(rollout, result)
-        return is_over
+        else:
+            self._call(rollout, started, environment.step, action)
 
-    def _answered(self, rollout: _Rollout, result: Any) -> None:
+    def _call(self, rollout: _Rollout, started: float, method: Callable[..., Any], /, *args: Any, **row: Any) -> None:
+        """Calls a method of the environment in a thread."""
+
+        def call() -> None:
+            try:
+                result = method(*args, **row)
+            except Exception as error:
+                result = error
+            seconds = time.perf_counter() - started
+            self._answers.put(lambda: self._answered(rollout, result, seconds))
+
+        self._busy += 1
+        rollout.waits_since = started
+        self._threads.submit(call)
+
+    def _answered(self, rollout: _Rollout, result: Any, seconds: float) -> None:
+        """Takes an answer that a thread brought, and the time from the call to it."""
         self._busy -= 1
         self._clock.env_waits += time.perf_counter() - rollout.waits_since
+        if rollout.trajectory.turns:  # a reset may take longer than the steps
+            rollout.env_seconds = seconds
         self._observed(rollout, result)
 
     def _observed(self, rollout: _Rollout, result: Any) -> None:
@@ -253,22 +276,8 @@ class _Play:
         if self._on_done is not None:
             self._on_done(1)
 
-    def _call(self, rollout: _Rollout, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
-        """Has the environment work in a thread."""
-
-        def call() -> None:
-            try:
-                result = method(*args, **kwargs)
-            except Exception as error:
-                result = error
-            self._answers.put(lambda: self._answered(rollout, result))
-
-        self._busy += 1
-        rollout.waits_since = time.perf_counter()
-        self._threads.submit(call)
-
     def _request(self, rollout: _Rollout) -> None:
-        """Has the policy sample the next turn."""
+        """Requests the next turn from the engine."""
         request = Request(
             rollout.index,
             rollout.context + rollout.prompt.ids,
@@ -280,7 +289,7 @@ class _Play:
 
 
 def turn_seed(rollout_seed: int, trajectory: Trajectory) -> int:
-    """Seed of the next turn's sampling: a function of the rollout's seed and the turn's number alone."""
+    """Seed of the next turn's sampling, which depends only on the rollout's seed and the turn's number."""
     return derived_seed(rollout_seed, len(trajectory.turns))
 
 
@@ -289,10 +298,8 @@ def derived_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _read_first(
-    rollout: _Rollout, observation: Any, chat: ChatRenderer, budgets: Budgets, context: PromptPolicy
-) -> None:
-    """Takes what `reset` returned."""
+def _read_first(rollout: _Rollout, observation: Any, chat: ChatRenderer, budgets: Budgets, context: PromptPolicy) -> None:
+    """Reads the answer of `reset`."""
     if observation is not None and not isinstance(observation, str):
         raise TypeError(f"`reset` must return the first observation as `str`, got {type(observation).__name__}.")
     episode = rollout.episode
@@ -302,7 +309,7 @@ def _read_first(
 
 
 def _add_turn(rollout: _Rollout, sample: Sample, chat: ChatRenderer, budgets: Budgets) -> None:
-    """Takes what the policy sampled."""
+    """Adds the turn that the policy sampled."""
     trajectory = rollout.trajectory
     turn = Turn(
         prompt_ids=rollout.prompt.ids,
@@ -324,7 +331,7 @@ def _add_turn(rollout: _Rollout, sample: Sample, chat: ChatRenderer, budgets: Bu
 
 
 def _read_result(rollout: _Rollout, result: Any, chat: ChatRenderer, budgets: Budgets, context: PromptPolicy) -> None:
-    """Takes what `step` returned."""
+    """Reads the answer of `step`."""
     trajectory = rollout.trajectory
     _check_step_result(result)
     turn = trajectory.turns[-1]
@@ -345,7 +352,7 @@ def _read_result(rollout: _Rollout, result: Any, chat: ChatRenderer, budgets: Bu
 
 
 def _observe(rollout: _Rollout, observation: str, chat: ChatRenderer, context: PromptPolicy) -> None:
-    """Makes the prompt that the policy reads next."""
+    """Builds the prompt of the next turn."""
     trajectory, episode = rollout.trajectory, rollout.episode
     turn, role = trajectory.turns[-1], episode.observation_role
     rollout.spent += len(turn.action_ids) + len(observation_ids(chat, turn, observation, role))

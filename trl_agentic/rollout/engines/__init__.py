@@ -1,6 +1,6 @@
-"""Who samples: token ids in, token ids and log-probabilities out.
+"""Inference engines: token ids in, token ids and log-probabilities out.
 
-An engine keeps no opinion about conversations: what it is asked to continue is what it continues.
+An engine continues exactly the ids of a request. It does not interpret them as a conversation.
 """
 
 from .base import Done, Engine, LockstepEngine, Request, Sample, Sampling

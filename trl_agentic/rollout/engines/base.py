@@ -1,4 +1,4 @@
-"""What the loop asks of whoever samples, and engines that sample one batch after the other."""
+"""The interface between the loop and an inference engine, and a base class of engines that sample batch by batch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from trl_agentic.rollout.batching_delay import BatchingDelay
 
-IDLE_PAUSE = 0.002  # seconds from one exchange with processes that must stay in step to the next, while nobody samples
+
+IDLE_PAUSE = 0.002  # seconds between two exchanges with processes that must stay in step, while none of them samples
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One rollout that waits for the policy.
+    """Request of one rollout for its next turn.
 
     Attributes:
         rollout: number of the rollout, the same in all its turns.
@@ -32,14 +34,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was sampled.
+    """Sampled continuation of a request.
 
     Attributes:
         ids: sampled ids, the end-of-turn token included if there is one.
         logprobs: sampling log-probability of each id, `None` if the engine gives none; NaN where it is unknown.
         ended: whether the last id is an end-of-turn token.
         cached_tokens: tokens of the prompt that the engine had in its cache.
-        policy_step: optimizer step whose weights sampled, `None` if the engine was not told.
+        policy_step: optimizer step of the weights that sampled, `None` if the engine does not know it.
     """
 
     ids: list[int]
@@ -51,7 +53,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Sampling parameters, with transformers' meaning. `temperature=0` is greedy."""
+    """Sampling parameters, with the same meaning as in transformers. `temperature=0` is greedy."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -61,18 +63,18 @@ class Sampling:
 
 
 Done = Callable[[Sample | Exception], None]
-"""Takes what a request came to, from any thread."""
+"""Receives the sample of a request, or its error, from any thread."""
 
 
 class Engine(Protocol):
-    """What the loop asks of whoever samples. A sample depends on its request alone, not on those beside it."""
+    """Inference engine that the loop drives. A sample depends on its own request only, not on other requests."""
 
     def submit(self, request: Request, done: Done) -> None:
-        """Takes a request. `done` is called once, later."""
+        """Accepts a request. `done` is called once, later."""
         ...
 
     def step(self, active: int, busy: int) -> float | None:
-        """Works on the requests, if that is to be done in the caller's thread.
+        """Works on the requests, if the engine works in the caller's thread.
 
         Args:
             active: rollouts of this process that have not ended.
@@ -86,26 +88,24 @@ class Engine(Protocol):
 
 
 class LockstepEngine(ABC):
-    """Samples for all rollouts that wait, as one batch.
+    """Base class of engines that sample for all waiting rollouts as one batch.
 
-    From its first request on, a batch waits for environments that are still working, but no longer than the batch
-    before it took: an environment that is slower costs the others half of their time at most, and itself the batch
-    that it missed.
+    A batch waits for environments that are still working, from its first request on, but by default no longer than
+    the previous batch took. A slower environment therefore delays the others by half of their time at most, and itself
+    by the batch that it missed.
 
     Args:
         any_active (`Callable[[bool], bool]`, *optional*):
-            Tells whether any process has an active rollout, given whether this one has. Where sampling is a collective
-            operation every process must take part in every batch; an idle one does so without requests.
+            Returns whether any process has an active rollout, given whether this one has. Where sampling is a
+            collective operation every process must take part in every batch; an idle process does so without requests.
+        delay ([`~trl_agentic.rollout.batching_delay.BatchingDelay`], *optional*):
+            Limits the wait for environments.
     """
 
-    least_patience = 0.1  # seconds
-    first_patience = 1.0  # of the first batch: resets take longer than steps
-
-    def __init__(self, any_active: Callable[[bool], bool] | None = None):
+    def __init__(self, any_active: Callable[[bool], bool] | None = None, delay: BatchingDelay | None = None):
         self._any_active = any_active
+        self._delay = delay or BatchingDelay(passes=1.0, minimum=0.1, backoff=1.0)
         self._waiting: list[tuple[Request, Done]] = []
-        self._patience = self.first_patience
-        self._since = time.perf_counter()
 
     @abstractmethod
     def generate(self, requests: list[Request]) -> list[Sample]:
@@ -114,24 +114,22 @@ class LockstepEngine(ABC):
     def submit(self, request: Request, done: Done) -> None:
         """See [`Engine`]."""
         if not self._waiting:
-            self._since = time.perf_counter()
+            self._delay.start()
         self._waiting.append((request, done))
 
     def step(self, active: int, busy: int) -> float | None:
         """See [`Engine`]."""
         if self._any_active is None and active and not self._waiting:
             return math.inf
-        started = time.perf_counter()
-        left = self._since + self._patience - started
-        if busy and left > 0:
+        if left := self._delay.remaining(busy):
             return left
+        started = time.perf_counter()
         if not (active > 0 if self._any_active is None else self._any_active(active > 0)):
-            self._patience = self.first_patience
+            self._delay.reset()
             return None
         batch, self._waiting = sorted(self._waiting, key=lambda pair: pair[0].rollout), []
         samples = self.generate([request for request, _ in batch])
-        self._since = time.perf_counter()
-        self._patience = max(self.least_patience, self._since - started)
+        self._delay.record_pass(time.perf_counter() - started, any_ended=True)
         for (_, done), sample in zip(batch, samples, strict=True):
             done(sample)
         return 0.0

@@ -1,4 +1,4 @@
-"""Sampling with `model.generate`, one batch after the other."""
+"""Inference engine that samples with `model.generate`, one batch after the other."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from trl_agentic.rollout.engines.base import LockstepEngine, Request, Sample, Sa
 from trl_agentic.rollout.engines.sampling import generator, processors
 
 
-_IDLE = -1  # rollout number of the stand-in that a process without rollouts samples for
-# What a checkpoint's generation_config.json may ask for beside sampling: it would change the distribution unseen.
+_IDLE = -1  # rollout number of the placeholder request of a process without rollouts
+# Options that a checkpoint's generation_config.json may set, and that would change the distribution of the samples.
 _NEUTRAL = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
 
 
 class GenerateEngine(LockstepEngine):
-    """Samples with `model.generate`, which serves every model of transformers; each turn reads its context anew.
+    """Inference engine that samples with `model.generate`, which supports every model of transformers.
+
+    Every turn computes its whole context again.
 
     For arguments, see [`TransformersEngine`].
     """
@@ -41,7 +43,7 @@ class GenerateEngine(LockstepEngine):
 
     @torch.no_grad()
     def generate(self, requests: list[Request]) -> list[Sample]:
-        """Samples one continuation for each request. With sharded parameters a call without any still takes part."""
+        """Samples one continuation for each request. With sharded parameters an empty call takes part, too."""
         if not requests:
             if self._synced_gpus:
                 self.generate([Request(_IDLE, [self._pad_token_id], max_new_tokens=1, seed=0)])

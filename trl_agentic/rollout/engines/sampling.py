@@ -1,4 +1,4 @@
-"""From scores to tokens, with a seed for each row."""
+"""Token sampling from scores, with a seed for each row."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from trl_agentic.rollout.engines.base import Sampling
 
 
 class SeededSampling(LogitsProcessor):
-    """Turns the choice of the highest score into sampling with a generator for each row (the Gumbel-max trick).
+    """Logits processor that turns the choice of the highest score into sampling (the Gumbel-max trick).
 
-    A row's tokens depend on its scores and its generator alone: not on the rows beside it, nor on how many processes
-    share the batch.
+    Each row has a generator of its own. The tokens of a row depend on its scores and its generator only: not on the
+    other rows, nor on the number of processes that share the batch.
     """
 
     def __init__(self, generators: list[torch.Generator]):
         self._generators = generators
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`scores` (B, V) plus standard Gumbel noise."""
+        """Returns `scores` (B, V) plus standard Gumbel noise."""
         noise = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
         for row, generator in zip(noise, self._generators, strict=True):
             row.exponential_(generator=generator)
@@ -37,7 +37,7 @@ class SeededSampling(LogitsProcessor):
 
 
 def processors(sampling: Sampling, generators: list[torch.Generator]) -> LogitsProcessorList:
-    """What makes the highest score of each row its next token; `generators` are not read at temperature 0."""
+    """Processors after which the highest score of each row is its next token. Temperature 0 ignores `generators`."""
     chosen: list[Any] = []
     if sampling.repetition_penalty != 1.0:
         chosen.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
@@ -55,5 +55,5 @@ def processors(sampling: Sampling, generators: list[torch.Generator]) -> LogitsP
 
 
 def generator(seed: int, device: torch.device) -> torch.Generator:
-    """The source of a row's noise."""
+    """Generator of the noise of one row."""
     return torch.Generator(device=device).manual_seed(seed)

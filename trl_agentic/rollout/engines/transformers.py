@@ -1,4 +1,4 @@
-"""Sampling with a model of transformers, token by token, with a key-value cache for each rollout."""
+"""Inference engine for a model of transformers: token by token, with a key-value cache for each rollout."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trl_agentic.rollout.batching_delay import BatchingDelay
 from trl_agentic.rollout.cache import SlotCache, slot_cache
 from trl_agentic.rollout.engines.base import IDLE_PAUSE, Done, Engine, Request, Sample, Sampling
 from trl_agentic.rollout.engines.generate import GenerateEngine
-from trl_agentic.rollout.engines.patience import Patience
 from trl_agentic.rollout.engines.sampling import generator, processors
 
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    """A rollout of the engine. It samples, or waits to, if `done` is set."""
+    """One rollout, a row of the forward passes. It is running or waiting for admission if `done` is set."""
 
     rollout: int
-    slot: int = -1  # in the cache, once it was let in
-    ids: list[int] = field(default_factory=list)  # the context, and what was sampled
-    held: int = 0  # how many of them the cache holds
-    known: int = 0  # how many of them it held at the beginning of the turn
-    prompt: int = 0  # how many of them were given
+    slot: int = -1  # in the cache, -1 before the first admission
+    ids: list[int] = field(default_factory=list)  # the context and the sampled ids
+    held: int = 0  # number of `ids` that the cache holds
+    known: int = 0  # number of `ids` that it held at the beginning of the turn
+    prompt: int = 0  # number of `ids` that belong to the prompt
     left: int = 0  # tokens that may still be sampled
     done: Done | None = None
     noise: torch.Generator | None = None
@@ -41,18 +41,19 @@ class _Row:
 
 
 class TransformersEngine:
-    """Samples one token for every running rollout at a time.
+    """Inference engine that samples one token for every running rollout at a time.
 
-    A rollout whose environment answered joins the others as soon as that pays: its new tokens take a forward pass
-    of their own, for which the running ones wait, so rollouts are let in together once those that wait have lost
-    as many tokens as those that run are about to.
+    The new tokens of a rollout whose environment answered need a separate forward pass, during which the running
+    rollouts stand still. Waiting rollouts are therefore admitted together, at an admission threshold: once their
+    waiting has cost as many tokens as their admission costs the running rollouts, one token each.
 
-    Environments that answer at once are waited for, so that what is computed together, and with it every rounding,
-    does not hang on the clock; those that take longer are not.
+    The engine waits for environments that answer at once ([`~trl_agentic.rollout.batching_delay.BatchingDelay`]), so
+    that the composition of a forward pass, and with it the rounding, does not depend on the clock. It does not wait
+    for slow environments.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            The policy, unwrapped, with the same weights for as long as the engine lives.
+            The policy, unwrapped. Its weights must not change during the life of the engine.
         eos_token_ids (`list[int]`):
             Ids that end a turn.
         pad_token_id (`int`):
@@ -60,8 +61,8 @@ class TransformersEngine:
         sampling ([`Sampling`]):
             Sampling parameters.
         any_active (`Callable[[bool], bool]`, *optional*):
-            Tells whether any process has something, given whether this one has. For parameters that are sharded over
-            processes: every process must take part in every forward pass.
+            Returns whether any process has active rollouts, or requests, given whether this one has. For parameters
+            that are sharded over processes: every process must take part in every forward pass.
         policy_step (`int`, *optional*):
             Optimizer step whose weights the model has.
 
@@ -91,12 +92,12 @@ class TransformersEngine:
         self._sampling = sampling
         self._any_active = any_active
         self._policy_step = policy_step
-        self._patience = Patience()
+        self._delay = BatchingDelay()
         self._rollouts: dict[int, _Row] = {}
-        self._slots: list[_Row] = []  # in the order of the cache; the first of them are those that run
+        self._slots: list[_Row] = []  # in the order of the cache; the running rollouts come first
         self._running: list[_Row] = []
         self._waiting: list[_Row] = []
-        self._lost = 0  # tokens that those who wait could have sampled since they came
+        self._waiting_cost = 0  # tokens that the waiting rollouts could have sampled since their requests
         self._passes = 0
 
     def submit(self, request: Request, done: Done) -> None:
@@ -112,26 +113,26 @@ class TransformersEngine:
         has_work = bool(self._running or self._waiting)
         if self._any_active is None and not has_work:
             return math.inf if active else None
-        if left := self._patience.left(busy):
+        if left := self._delay.remaining(busy):
             return left
         if self._any_active is not None and not self._any_active(has_work):
             return IDLE_PAUSE if self._any_active(active > 0) else None
         started = time.perf_counter()
-        if self._waiting and self._lost >= len(self._running):
-            finished = self._let_in(active)
+        if self._waiting and self._waiting_cost >= len(self._running):  # the admission threshold
+            any_ended = self._admit(active)
         elif self._running:
-            self._lost += len(self._waiting)
-            finished = self._go_on(active)
+            self._waiting_cost += len(self._waiting)
+            any_ended = self._advance(active)
         else:
-            self._stand_in()
-            finished = False
-        self._patience.passed(time.perf_counter() - started, finished)
+            self._join_idle()
+            any_ended = False
+        self._delay.record_pass(time.perf_counter() - started, any_ended)
         return 0.0
 
-    def _let_in(self, active: int) -> bool:
-        """Reads the new tokens of those who wait, and samples a token for each."""
-        joining = sorted(self._waiting, key=lambda row: row.rollout)  # they came as the clock would have it
-        self._waiting, self._lost = [], 0
+    def _admit(self, active: int) -> bool:
+        """Reads the new tokens of the waiting rollouts and samples a token for each. Returns whether one ended."""
+        joining = sorted(self._waiting, key=lambda row: row.rollout)  # the order of arrival depends on the clock
+        self._waiting, self._waiting_cost = [], 0
         new = [row for row in joining if row.slot < 0]
         self._make_room(active, len(new), max(len(row.ids) for row in joining) + 1)
         for row in new:
@@ -141,8 +142,8 @@ class TransformersEngine:
         first = len(self._running)
         return self._forward(first, self._slots[first : first + len(joining)])
 
-    def _go_on(self, active: int) -> bool:
-        """Samples a token for each of those that run."""
+    def _advance(self, active: int) -> bool:
+        """Samples a token for each running rollout. Returns whether one ended."""
         self._make_room(active, 0, max(len(row.ids) for row in self._running))
         self._arrange([self._running])
         rows, self._running = self._slots[: len(self._running)], []
@@ -150,15 +151,15 @@ class TransformersEngine:
 
     @torch.no_grad()
     def _forward(self, first: int, rows: list[_Row]) -> bool:
-        """Feeds what the cache does not hold of the rows in the slots from `first` on. Returns whether one ended."""
+        """Feeds the ids of the rows that the cache does not hold; slots from `first` on. Returns whether one ended."""
         device = self._model.device
         new = [row.ids[row.held :] for row in rows]
         width = max(len(ids) for ids in new)
         pads = [width - len(ids) for ids in new]
         held = torch.tensor([row.held for row in rows], device=device)[:, None]
         shift = torch.tensor(pads, device=device)[:, None]
-        # Padding stands first, for the last logits to be everybody's. It is written to the place behind what is real,
-        # where the next token replaces it.
+        # Padding comes first, so that the last logits belong to the last id of every row. It is written to the place
+        # after the row's ids, where the next token replaces it.
         last = held + width - shift - 1
         positions = torch.minimum(held + (torch.arange(width, device=device) - shift) % width, last + 1)
         longest = max(len(row.ids) + (pad > 0) for row, pad in zip(rows, pads, strict=True))
@@ -174,7 +175,9 @@ class TransformersEngine:
             logits_to_keep=1,
         ).logits[:, -1]
         if not self._cache.holds_anything():
-            raise RuntimeError("The model took no cache. Models in training mode with gradient checkpointing do not.")
+            raise RuntimeError(
+                "The model took no cache. With gradient checkpointing, a model in training mode takes none."
+            )
         self._passes += 1
         any_ended = False
         for row, token in zip(rows, self._choose(rows, logits), strict=True):
@@ -190,7 +193,7 @@ class TransformersEngine:
         return any_ended
 
     def _mask(self, seen: Tensor) -> Tensor:
-        """As the attention wants it; eager attention adds it to its scores."""
+        """Converts a mask of the seen places to the form of the attention: eager attention adds it to its scores."""
         if self._model.config._attn_implementation == "sdpa":
             return seen
         dtype = self._model.dtype
@@ -199,11 +202,11 @@ class TransformersEngine:
     def _choose(self, rows: list[_Row], logits: Tensor) -> list[int]:
         """The next token of each row, from logits (n, V)."""
         texts: list[list[int]] = []
-        if self._sampling.repetition_penalty != 1.0:  # it counts an id once, however often it stands there
+        if self._sampling.repetition_penalty != 1.0:  # it counts an id once, so that repeating one is neutral padding
             longest = max(len(row.ids) for row in rows)
             texts = [row.ids + row.ids[:1] * (longest - len(row.ids)) for row in rows]
         chosen = processors(self._sampling, [row.noise for row in rows if row.noise is not None])
-        # Parameters may be kept elsewhere than the model computes; seeds are for where they are kept.
+        # Parameters may be stored on another device than the one that computes; the generators belong to the former.
         scores = chosen(torch.tensor(texts, device=self._model.device), logits.to(self._model.device, torch.float32))
         tokens: list[int] = scores.argmax(-1).tolist()
         return tokens
@@ -213,32 +216,32 @@ class TransformersEngine:
         if done is not None:
             done(Sample(row.ids[row.prompt :], None, ended, cached_tokens=row.known, policy_step=self._policy_step))
 
-    def _stand_in(self) -> None:
-        """Takes part in the forward pass of the other processes."""
+    def _join_idle(self) -> None:
+        """Takes part in the forward pass of the other processes without a rollout."""
         with torch.no_grad():
             self._model(input_ids=torch.tensor([[self._pad_token_id]], device=self._model.device), use_cache=False)
 
     # Slots
 
     def _make_room(self, active: int, new: int, longest: int) -> None:
-        """Has memory for so many new slots, and for so many tokens in each.
+        """Provides memory for `new` more slots, and for `longest` tokens in each.
 
-        Memory grows by half. Slots beyond the number of active rollouts belong to some that ended: those unused for
-        the longest time are given up then. Should one of them go on after all, its context is read anew.
+        Memory grows by half. Slots beyond the number of active rollouts belong to ended ones: those unused for the
+        longest time are then released. If a released rollout continues after all, its context is read again.
         """
         if len(self._slots) + new <= self._cache.window.slots and longest <= self._cache.window.places:
             return
         idle = sorted((row for row in self._slots if row.done is None), key=lambda row: row.used)
-        gone = idle[: max(0, len(self._slots) + new - active)]
-        for row in gone:
+        released = idle[: max(0, len(self._slots) + new - active)]
+        for row in released:
             del self._rollouts[row.rollout]
         self._arrange([[row for row in self._slots if row.rollout in self._rollouts]])
-        del self._slots[len(self._slots) - len(gone) :]
+        del self._slots[len(self._slots) - len(released) :]
         places = longest * 3 // 2 if longest > self._cache.window.places else self._cache.window.places
         self._cache.resize(max(len(self._slots) + new, active), places)
 
     def _arrange(self, groups: list[list[_Row]]) -> None:
-        """Has the groups of rows stand one after the other in the first slots. Swaps as few as can be."""
+        """Moves the groups of rows to the first slots, one group after the other, with as few swaps as possible."""
         before: dict[int, tuple[_Row, int]] = {}
         first = 0
         for group in groups:
@@ -260,13 +263,16 @@ class TransformersEngine:
 
 
 def transformers_engine(model: PreTrainedModel, *arguments: Any, **options: Any) -> Engine:
-    """A [`TransformersEngine`], or a [`GenerateEngine`] for a model that it does not serve. Both take the same."""
+    """Returns a [`TransformersEngine`], or a [`GenerateEngine`] for a model that it does not support.
+
+    For arguments, see [`TransformersEngine`].
+    """
     kind = GenerateEngine if slot_cache(model) is None else TransformersEngine
     return kind(model, *arguments, **options)
 
 
 def _common(left: list[int], right: list[int]) -> int:
-    """Length of the beginning that both share."""
+    """Length of the common prefix."""
     if right[: len(left)] == left:
         return len(left)
     return next(i for i, pair in enumerate(zip(left, [*right, None], strict=False)) if pair[0] != pair[1])

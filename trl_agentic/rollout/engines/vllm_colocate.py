@@ -8,8 +8,8 @@ from typing import Any
 
 import torch.distributed
 
+from trl_agentic.rollout.batching_delay import BatchingDelay
 from trl_agentic.rollout.engines.base import IDLE_PAUSE, Done, Request, Sample, Sampling
-from trl_agentic.rollout.engines.patience import Patience
 from trl_agentic.rollout.engines.vllm_server import request_parameters
 
 
@@ -50,7 +50,7 @@ class VLLMColocateEngine:
         self._policy_step = policy_step
         self._group = group
         self._rank = 0 if group is None else torch.distributed.get_rank(group)
-        self._patience = Patience()
+        self._delay = BatchingDelay()
         self._new: list[Request] = []
         self._done: dict[int, Done] = {}  # by the rollout, which has one request at a time
         self._running: set[str] = set()
@@ -62,7 +62,7 @@ class VLLMColocateEngine:
 
     def step(self, active: int, busy: int) -> float | None:
         """See [`Engine`]."""
-        if (self._running or self._new) and (left := self._patience.left(busy)):
+        if (self._running or self._new) and (left := self._delay.remaining(busy)):
             return left
         self._new.sort(key=lambda request: request.rollout)
         exchanged = self._exchange(active > 0, self._new)
@@ -76,7 +76,7 @@ class VLLMColocateEngine:
             return math.inf if self._group is None else IDLE_PAUSE
         started = time.perf_counter()
         finished = [output for output in self._engine.step() if output.finished]
-        self._patience.passed(time.perf_counter() - started, any_ended=bool(finished))
+        self._delay.record_pass(time.perf_counter() - started, any_ended=bool(finished))
         for output in finished:
             self._finish(output)
         return 0.0
