@@ -183,6 +183,48 @@ def test_an_added_token_of_spaces_is_no_control_token():
     assert tokenizer.decode(ChatRenderer(tokenizer, [tokenizer.eos_token_id]).encode_data(text)) == text
 
 
+def data_tokenizer(*added: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with more added tokens, and a template without roles: "[x]" after the first content, then " [x]"."""
+    tokenizer = build_tiny_tokenizer("qwen2")
+    tokenizer.add_tokens(list(added))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% if loop.first %}[x]{% else %} [x]{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}:{% endif %}"
+    )
+    return tokenizer
+
+
+def test_the_control_tokens_of_the_template_are_not_replaced_by_others():
+    """A content that merges with the template's token into another one: as many control tokens, but not the same."""
+    tokenizer = data_tokenizer("[x]", "![x]")
+    chat = ChatRenderer(tokenizer, [tokenizer.eos_token_id])
+    x, merged = tokenizer.convert_tokens_to_ids(["[x]", "![x]"])
+    assert tokenizer("a![x]:", add_special_tokens=False)["input_ids"].count(merged) == 1
+    ids = chat.prompt_ids([{"role": "user", "content": "a!"}])
+    assert ids == [*chat.encode_data("a!"), x, *chat.encode_data(":")]
+
+
+def test_the_control_tokens_of_the_template_keep_their_order():
+    """Two contents that exchange the template's tokens: the same control tokens, in another order."""
+    tokenizer = data_tokenizer("[x]", " [x]", "  ")  # the last is a run of spaces, which is no control token
+    chat = ChatRenderer(tokenizer, [tokenizer.eos_token_id])
+    x, spaced = tokenizer.convert_tokens_to_ids(["[x]", " [x]"])
+    whole = tokenizer(" [x]  [x]:", add_special_tokens=False)["input_ids"]
+    assert [i for i in whole if i in (x, spaced)] == [spaced, x]
+    ids = chat.prompt_ids([{"role": "user", "content": " "}, {"role": "assistant", "content": " "}])
+    assert ids == [*chat.encode_data(" "), x, *chat.encode_data(" "), spaced, *chat.encode_data(":")]
+
+
+def test_an_action_is_shown_again_without_special_tokens():
+    tokenizer, chat = TOKENIZERS["qwen3"], RENDERERS["qwen3"]
+    start, end, think = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "<think>"])
+    go = encode("qwen3", "go")
+    assert chat.echo_ids([start, think, *go, end], ended=True) == [think, *go, end]  # <think> is added, not special
+    assert chat.echo_ids([*go, end, start], ended=False) == go
+    assert chat.echo_ids([start, *go], ended=False) == go
+    assert chat.echo_ids([], ended=False) == []
+
+
 def test_decoding_shows_or_hides_special_tokens():
     chat, ids = RENDERERS["qwen2"], [*encode("qwen2", ACTION), TOKENIZERS["qwen2"].eos_token_id]
     assert chat.decode(ids) == ACTION

@@ -20,7 +20,7 @@ from trl_agentic.environments.handle import EnvironmentHandle, WorkerOptions
 from trl_agentic.rollout import loop
 from trl_agentic.rollout.batching_delay import BatchingDelay
 from trl_agentic.rollout.chat import ChatRenderer
-from trl_agentic.rollout.prompts import first_messages
+from trl_agentic.rollout.prompts import PromptPolicy, first_messages
 from trl_agentic.rollout.engines import LockstepEngine, Request, Sample
 from trl_agentic.rollout.loop import (
     Budgets,
@@ -299,6 +299,27 @@ def test_states_are_those_of_the_environment_or_its_observations():
     [t], _ = run(ScriptedEnv(on("dark", info={"anchor_state": "cellar"}), on("light"), on(terminated=True)))
     assert [turn.anchor_state for turn in t.turns] == ["Begin.", "cellar", "light"]
     assert [turn.info for turn in t.turns] == [{"anchor_state": "cellar"}, {}, {}]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_window_repeats_a_turn_as_it_ended(ended: bool):
+    """An incomplete turn that stops at a special token is shown without it, and with the missing end of turn."""
+    start = TOKENIZER.convert_tokens_to_ids("<|im_start|>")
+
+    class Opening(ScriptedEngine):
+        def generate(self, requests: list[Request]) -> list[Sample]:
+            last = EOS if ended else start
+            return [Sample([*encode("go"), start, *encode("on"), last], None, ended) for _ in requests]
+
+    environment = ScriptedEnv(on("Room 1."), on("Room 2."), on(terminated=True))
+    [trajectory] = play([Episode(environment, {}, 0)], Opening(["go"]), CHAT, AMPLE, context=PromptPolicy(1))
+    assert [turn.extends for turn in trajectory.turns] == [False, True, False]
+    assert trajectory.turns[1].prompt_ids == CHAT.observation_ids(["Room 1."], ended=ended)
+    note = "This is step 3. Steps 1 to 1 are left out; step 2 began with:"
+    task = CHAT.prompt_ids([{"role": "user", "content": f"Begin.\n\n{note}\n\nRoom 1."}])
+    shown = [*encode("go"), *encode("on"), EOS]  # the end of turn was sampled, or is added
+    glue = CHAT.observation_ids(["Room 2."], ended=True)
+    assert trajectory.turns[2].prompt_ids == task + shown + glue
 
 
 # Seeds

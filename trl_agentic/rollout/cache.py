@@ -1,4 +1,4 @@
-"""A key-value cache of many rollouts, each of its own length."""
+"""Key-value cache for many rollouts of different lengths."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from transformers.cache_utils import DynamicLayer
 
 @dataclass(slots=True)
 class Window:
-    """How large a cache is, and what the next forward pass writes.
+    """Size of a cache, and the part of it that the next forward pass reads and writes.
 
     Attributes:
         slots: number of slots.
-        places: tokens that each can hold.
+        places: number of tokens that each slot can hold.
         first: the first slot that the pass reads and writes.
-        positions: where it writes the ids that it feeds to the n slots from there on, (n, new).
-        longest: how many places of these slots it reads.
+        positions: the places where it writes the new ids of the n slots from `first` on, (n, new).
+        longest: the number of places of these slots that it reads.
     """
 
     slots: int = 0
@@ -32,19 +32,19 @@ class Window:
 
 
 class SlotLayer(DynamicLayer):
-    """Keys and values of one layer: of each rollout in a slot of its own, from place 0 on and without gaps."""
+    """Keys and values of one layer. Each rollout has a slot of its own, filled from place 0 on and without gaps."""
 
     keys: Tensor
     values: Tensor
 
-    def __init__(self, window: Window):  # and not the cache: a cycle would outlive the rollouts
+    def __init__(self, window: Window):  # not the cache: a reference cycle would outlive the rollouts
         super().__init__()
         self._window = window
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Takes the memory, with the shape that the first states have.
+        """Allocates the memory, with the shape of the first states.
 
-        Under autocast keys come in float32 and values do not; attention casts both to what values have.
+        Under autocast only the keys are float32. Attention casts both to the dtype of the values.
         """
         self.dtype, self.device = value_states.dtype, value_states.device
         self.keys, self.values = (
@@ -54,7 +54,7 @@ class SlotLayer(DynamicLayer):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes states (n, heads, new, head_dim) where the window says; returns views of what the n slots hold,
+        """Writes states (n, heads, new, head_dim) to the window's positions; returns views of the n slots,
         (n, heads, longest, head_dim)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -68,12 +68,12 @@ class SlotLayer(DynamicLayer):
         return slots[:, :, : window.longest]
 
     def get_seq_length(self) -> int:
-        """Tokens that the longest of the slots at hand holds, those being written included."""
+        """Number of tokens in the longest slot of the window, those being written included."""
         return self._window.longest if self.is_initialized else 0
 
 
 class SlotCache(DynamicCache):
-    """The [`SlotLayer`]s of a model."""
+    """Cache that consists of the [`SlotLayer`]s of a model."""
 
     def __init__(self, num_layers: int):
         super().__init__()
@@ -82,7 +82,7 @@ class SlotCache(DynamicCache):
         self.layer_class_to_replicate = None
 
     def open(self, first: int, positions: Tensor, longest: int) -> None:
-        """Says what the next forward pass writes and reads; see [`Window`]."""
+        """Sets the part of the cache that the next forward pass writes and reads; see [`Window`]."""
         self.window.first, self.window.positions, self.window.longest = first, positions, longest
 
     def holds_anything(self) -> bool:
@@ -97,7 +97,7 @@ class SlotCache(DynamicCache):
                     memory[targets, :, :longest] = memory[sources, :, :longest]
 
     def resize(self, slots: int, places: int) -> None:
-        """Makes room, or gives some back: slots and places beyond are lost."""
+        """Changes the number of slots and of places. The content of slots and places beyond them is dropped."""
         window = self.window
         kept, length = min(slots, window.slots), min(places, window.places)
         window.slots, window.places = slots, places
@@ -115,18 +115,18 @@ def _resized(memory: Tensor, slots: int, places: int, kept: int, length: int) ->
 
 
 def slot_cache(model: PreTrainedModel) -> SlotCache | None:
-    """An empty cache, or `None` for a model whose rows cannot each have a length of their own.
+    """Returns an empty cache, or `None` for a model that does not support rows of different lengths.
 
-    That takes attention by a mask of its own for each row, over all that the row holds. Sliding windows and local
-    attention, recurrent states, ALiBi and flash attention do not; nor do adapters that put tokens before the text, or
-    that look for a place in it.
+    The model must attend to all tokens of a row, with a separate mask for each row. Sliding windows, local attention,
+    recurrent states, ALiBi and flash attention are not supported; nor are adapters that put tokens before the text or
+    search for a position in it.
     """
-    plain, adapter = getattr(model, "get_base_model", lambda: model)(), getattr(model, "active_peft_config", None)
-    takes = inspect.signature(plain.forward).parameters
+    base, adapter = getattr(model, "get_base_model", lambda: model)(), getattr(model, "active_peft_config", None)
+    arguments = inspect.signature(base.forward).parameters
     layers = DynamicCache(config=model.config).layers
     if (
         model.config._attn_implementation not in ("sdpa", "eager")
-        or not {"position_ids", "logits_to_keep"} <= takes.keys()
+        or not {"position_ids", "logits_to_keep"} <= arguments.keys()
         or getattr(model.config, "alibi", False)
         or "local" in getattr(model.config, "attention_layers", ())
         or any(type(layer) is not DynamicLayer for layer in layers)

@@ -1,8 +1,8 @@
-"""Messages to token ids, for a conversation that only ever grows.
+"""Rendering of messages as token ids, for a conversation that only grows.
 
-The chat template is rendered with markers in place of the contents. What stands around the markers is trusted and may
-hold control tokens; what replaces them (observations, dataset fields) is data and is encoded so that no added or
-special token can come out of it, whatever it says. Ids that the policy sampled are never decoded and encoded again.
+The chat template is rendered with markers in place of the contents. The text around the markers is trusted and may
+hold control tokens. The contents that replace the markers (observations, dataset fields) are data, which is encoded
+without any added or special token, even if it spells one. Sampled ids are never decoded and encoded again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MARKER = "XzContentqZ{}Zq"
 
 
 class ChatRenderer:
-    """Renders prompts and the glue between turns with the tokenizer's chat template.
+    """Renderer of prompts, and of the text between turns, with the tokenizer's chat template.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`):
@@ -52,7 +52,7 @@ class ChatRenderer:
         self._chat_template = chat_template
         self._template_kwargs = chat_template_kwargs or {}
         added = {i for token, i in tokenizer.get_added_vocab().items() if token.replace("\u2581", " ").strip()}
-        self._control_ids = frozenset(added) | frozenset(tokenizer.all_special_ids)  # runs of spaces control nothing
+        self._control_ids = frozenset(added) | frozenset(tokenizer.all_special_ids)  # added runs of spaces are text
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special_ids = frozenset(special) | frozenset(tokenizer.all_special_ids)
         self._fill_cached = lru_cache(maxsize=4096)(self._fill)
@@ -76,7 +76,7 @@ class ChatRenderer:
             Token ids; none of the ids that come from a content is an added or special token.
 
         Raises:
-            ValueError: another field of a message, which the template writes as it is, holds a control token.
+            ValueError: another field of a message, which the template writes unchanged, holds a control token.
         """
         contents: list[str] = []
         marked = []
@@ -89,11 +89,11 @@ class ChatRenderer:
         return list(self._fill_cached(self._render(marked, True, tools), tuple(contents)))
 
     def observation_ids(self, contents: list[str], ended: bool, role: str = "user") -> list[int]:
-        """Ids that lead from a sampled action to the next one: end of turn, the messages, generation prompt.
+        """Ids between a sampled action and the next one: end of turn, the messages, generation prompt.
 
         Args:
             contents: texts of the messages to add, one message each.
-            ended: whether the sampled action already ends with an end-of-turn token, which is then not repeated.
+            ended: whether the sampled action already ends with an end-of-turn token, which is then left out.
             role: role of the added messages, `"user"` or `"tool"`.
         """
         ids = list(self._fill_cached(self._glue_cached(role, len(contents)), tuple(contents)))
@@ -102,10 +102,10 @@ class ChatRenderer:
         return ids
 
     def echo_ids(self, ids: list[int], ended: bool) -> list[int]:
-        """Ids of an earlier action for a prompt that shows it again: as sampled, but without special tokens.
+        """Ids of an earlier action for a prompt that repeats it: the sampled ids without special tokens.
 
         Args:
-            ids: what was sampled.
+            ids: the sampled ids.
             ended: whether the last id ends the turn; it is kept.
         """
         end = len(ids) - 1 if ended else len(ids)
@@ -123,9 +123,9 @@ class ChatRenderer:
         ids = self._encode(text)
         if self._control_ids.isdisjoint(ids):
             return ids
-        if len(text) == 1:  # a character that is itself a control token
+        if len(text) == 1:  # a single character that is a control token
             return tuple(i for i in ids if i not in self._control_ids)
-        middle = len(text) // 2  # a control token that is cut in two is ordinary text
+        middle = len(text) // 2  # the two halves of a control token are ordinary text
         return self._encode_data(text[:middle]) + self._encode_data(text[middle:])
 
     def _check_fields(self, message: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ class ChatRenderer:
             if not self._control_ids.isdisjoint(self._encode(_valid("\n".join(_texts(value))))):
                 raise ValueError(
                     f"The field `{name}` of a message of the prompt holds a control token: {str(value)[:80]!r}. Only "
-                    "contents may say anything."
+                    "contents may hold any text."
                 )
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: list[Any] | None) -> str:
@@ -149,7 +149,7 @@ class ChatRenderer:
         )
 
     def _glue(self, role: str, count: int) -> str:
-        """What the template puts after an assistant's content when messages follow, with markers in them."""
+        """Text that the template puts after an assistant's content when messages follow, with markers in them."""
         answer = _MARKER.format("A")
         added = [{"role": role, "content": _MARKER.format(i)} for i in range(count)]
         reply: dict[str, Any] = {"role": "assistant", "content": answer}
@@ -159,7 +159,7 @@ class ChatRenderer:
             last = {"role": "assistant", "content": "", "tool_calls": [call]}
             before = self._render([{"role": "user", "content": "a"}, last], False, None)
             after = self._render([{"role": "user", "content": "a"}, last, *added], True, None)
-            # The glue starts at the end-of-turn token that closes the tool call.
+            # The text starts at the end-of-turn token that closes the tool call.
             ends = [before.rfind(token) for token in self._tokenizer.convert_ids_to_tokens(list(self._eos_token_ids))]
             start = max(ends)
             if start < 0 or not after.startswith(before[:start]):
@@ -179,8 +179,8 @@ class ChatRenderer:
     def _fill(self, text: str, contents: tuple[str, ...]) -> tuple[int, ...]:
         """Ids of a rendered text with its markers replaced.
 
-        The whole is encoded at once, as `apply_chat_template` does, if it then holds the template's control tokens and
-        no other. If a content brings some of its own, every piece is encoded by itself.
+        The whole text is encoded at once, as `apply_chat_template` does, if the result holds exactly the template's
+        control tokens, in their order. Otherwise a content spells some, and every piece is encoded separately.
         """
         pieces = self._pieces(text, contents)
         contents = tuple(_valid(content) for content in contents)
@@ -195,7 +195,7 @@ class ChatRenderer:
         return joined
 
     def _pieces(self, text: str, contents: tuple[str, ...]) -> list[str]:
-        """What stands around the markers: one piece more than there are contents."""
+        """Splits a rendered text at its markers: one piece more than there are contents."""
         pieces = []
         for i, content in enumerate(contents):
             piece, found, text = text.partition(_MARKER.format(i))
@@ -229,7 +229,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _valid(text: str) -> str:
-    """The text with lone surrogates, which no tokenizer takes, replaced."""
+    """The text with lone surrogates, which no tokenizer accepts, replaced."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
