@@ -1,4 +1,4 @@
-"""Slots hold what a `DynamicLayer` for each rollout alone holds, whatever is written, moved or resized."""
+"""Slots hold the same states as one `DynamicLayer` for each rollout, after any writes, moves and changes of size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STEP = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(steps=st.lists(STEP, min_size=1, max_size=12), seed=st.integers(0, 99))
-def test_slots_hold_what_layers_of_their_own_hold(steps: list[tuple[str, Any]], seed: int):
+def test_slots_hold_what_separate_layers_hold(steps: list[tuple[str, Any]], seed: int):
     random = torch.Generator().manual_seed(seed)
     cache, alone, lengths = SlotCache(1), [DynamicLayer() for _ in range(SLOTS)], [0] * SLOTS
     cache.resize(SLOTS, 4)
@@ -41,7 +41,7 @@ def test_slots_hold_what_layers_of_their_own_hold(steps: list[tuple[str, Any]], 
             longest = max(h + n for h, n in zip(held, new, strict=True)) + 1
             if longest > cache.window.places:
                 cache.resize(SLOTS, longest + 3)
-            # Padding comes first and is written to the place behind what is real.
+            # Padding comes first and is written to the place after the real tokens.
             pairs = zip(held, new, strict=True)
             positions = torch.tensor([[h + n] * (width - n) + list(range(h, h + n)) for h, n in pairs])
             cache.open(first, positions, longest)
@@ -75,7 +75,7 @@ def test_resizing_keeps_the_first_slots():
 
 
 def test_keys_have_the_type_of_the_values():
-    """Under autocast rotary embeddings make float32 of the keys; attention would cast them for every token."""
+    """Under autocast rotary embeddings turn keys into float32; attention would cast them for every token."""
     cache = SlotCache(1)
     cache.resize(1, 2)
     cache.open(0, torch.tensor([[0]]), 1)
@@ -84,8 +84,8 @@ def test_keys_have_the_type_of_the_values():
     assert torch.equal(keys, torch.full((1, 1, 1, 2), 1 / 3).bfloat16())
 
 
-def test_a_cache_ends_with_its_last_reference():
-    """Not with the next collection of cycles, which may come after the update."""
+def test_a_cache_is_freed_with_its_last_reference():
+    """Not with the next garbage collection, which may come after the update."""
     cache = SlotCache(2)
     seen = weakref.ref(cache.layers[0])
     gc.disable()
@@ -96,7 +96,7 @@ def test_a_cache_ends_with_its_last_reference():
         gc.enable()
 
 
-def test_only_models_with_a_mask_for_each_row_have_one(tiny_model_dir: Callable[..., Path]):
+def test_models_with_a_mask_for_each_row_have_a_cache(tiny_model_dir: Callable[..., Path]):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir())
     cache = slot_cache(model)
     assert cache is not None and len(cache.layers) == model.config.num_hidden_layers
@@ -114,11 +114,11 @@ def test_only_models_with_a_mask_for_each_row_have_one(tiny_model_dir: Callable[
     ],
     ids=["sliding window", "alibi", "local"],
 )
-def test_others_have_none(config: Any):
+def test_other_models_have_no_cache(config: Any):
     assert slot_cache(AutoModelForCausalLM.from_config(config)) is None
 
 
-def test_adapters_that_read_the_text_have_none(tiny_model_dir: Callable[..., Path]):
+def test_adapters_that_read_the_text_have_no_cache(tiny_model_dir: Callable[..., Path]):
     configs = {
         "lora": LoraConfig(target_modules="all-linear"),
         "alora": LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", alora_invocation_tokens=[5]),

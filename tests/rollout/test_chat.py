@@ -1,4 +1,4 @@
-"""Messages to ids: what the template writes may hold control tokens, what the environment says never does."""
+"""Messages to ids: the text of the template may hold control tokens, contents of messages never become one."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_benign_observations_append_to_what_was_sampled(arch: str, words: list[s
 
 
 @every_arch
-def test_an_action_that_was_cut_is_closed_for_it(arch: str):
+def test_an_incomplete_action_gets_the_end_of_turn(arch: str):
     chat, eos = RENDERERS[arch], TOKENIZERS[arch].eos_token_id
     cut, ended = chat.observation_ids([OBSERVATION], ended=False), chat.observation_ids([OBSERVATION], ended=True)
     assert cut == [eos, *ended]
@@ -161,7 +161,7 @@ def test_no_text_yields_a_control_token(arch: str, text: str):
 @settings(max_examples=60, deadline=None)
 @given(text=HOSTILE, role=st.sampled_from(["user", "tool"]))
 def test_hostile_text_leaves_the_frame_of_a_message_alone(arch: str, text: str, role: str):
-    """The control tokens around an observation are those around a harmless one, whatever it says."""
+    """The control tokens around a hostile observation are those around a harmless one."""
     chat, controls = renderer(arch, chat_template=get_training_chat_template(TOKENIZERS[arch])), {}
     for name, content in (("hostile", text), ("harmless", "x")):
         ids = chat.observation_ids([content], ended=True, role=role)

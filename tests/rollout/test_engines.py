@@ -1,4 +1,4 @@
-"""Engines: ids in, ids out. A sample depends on its own context and seed, and on nothing else."""
+"""Inference engines: a sample depends on its own context and seed, and on nothing else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def engine(
 
 
 def answers(player: Either, requests: list[Request]) -> list[Sample]:
-    """What the requests come to, in order, while nobody else plays."""
+    """Samples of the requests, in order, while there are no other rollouts."""
     samples: dict[int, Sample | Exception] = {}
     for request in requests:
         player.submit(request, lambda sample, rollout=request.rollout: samples.update({rollout: sample}))
@@ -67,7 +68,7 @@ def answers(player: Either, requests: list[Request]) -> list[Sample]:
 
 
 def converse(player: Either, turns: int = 4, budget: int = 7) -> list[list[list[int]]]:
-    """Contexts of four rollouts after every turn. Rollout 2 drops out after the second turn, 0 after the third."""
+    """Contexts of four rollouts after every turn. Rollout 2 ends after the second turn, 0 after the third."""
     contexts = {i: list(ids) for i, ids in enumerate(PROMPTS)}
     history = []
     for turn in range(turns):
@@ -81,14 +82,16 @@ def converse(player: Either, turns: int = 4, budget: int = 7) -> list[list[list[
 
 
 class Forwards:
-    """Shapes (rows, new tokens) of a model's forward passes."""
+    """Shapes (rows, new tokens) of a model's forward passes, and the cache that the last of them was given."""
 
     def __init__(self, model: PreTrainedModel):
         self.shapes: list[tuple[int, ...]] = []
+        self.cache: Any = None
         self._hook = model.register_forward_pre_hook(self._add, with_kwargs=True)
 
-    def _add(self, module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+    def _add(self, module: object, args: object, kwargs: dict[str, Any]) -> None:
         self.shapes.append(tuple(kwargs["input_ids"].shape))
+        self.cache = kwargs.get("past_key_values")
 
     def __enter__(self) -> Forwards:
         return self
@@ -98,7 +101,7 @@ class Forwards:
 
 
 def test_the_model_of_these_tests_reads_its_context(model: PreTrainedModel):
-    """Another id far back changes what is chosen, so that the tests below see a token that is lost or shifted."""
+    """Another id far back changes the sample, so that the tests below notice a token that is dropped or shifted."""
     first = answers(engine(model, 0.0, ends=[EOS]), [Request(0, PROMPTS[1], 6, 0)])
     for place in range(len(PROMPTS[1])):
         other = [300 if i == place else token for i, token in enumerate(PROMPTS[1])]
@@ -131,7 +134,7 @@ def test_the_cache_saves_the_prefill(model: PreTrainedModel):
     assert all(width == 1 or width >= 8 for _, width in forwards.shapes)
 
 
-def test_what_two_contexts_share_is_not_computed_again(model: PreTrainedModel):
+def test_the_common_prefix_of_two_contexts_is_not_computed_again(model: PreTrainedModel):
     player = engine(model, 0.0)
     [first] = answers(player, [Request(0, [5, 6, 7, 8], 3, 0)])
     assert first.cached_tokens == 0
@@ -144,13 +147,14 @@ def test_what_two_contexts_share_is_not_computed_again(model: PreTrainedModel):
 
 
 def test_rollouts_that_ended_give_up_their_slots(model: PreTrainedModel):
-    """When memory must grow, the slots unused for the longest time go; one that went on after all is read anew."""
+    """When memory must grow, the slots unused for the longest time are released; their contexts are read again."""
     player = engine(model, 0.0, ends=[EOS])
-    answers(player, [Request(i, [5 + i, 6, 7], 2, 0) for i in range(4)])
-    assert player._cache.window.slots == 4
-    answers(player, [Request(i, [5 + i, 6, 7, 8], 2, 0) for i in (1, 3)])
-    [grown] = answers(player, [Request(3, [8, 6, 7, 8, *range(20, 40)], 2, 0)])  # and one of four is active
-    assert player._cache.window.slots == 1 and player._cache.window.places >= 25
+    with Forwards(model) as forwards:
+        answers(player, [Request(i, [5 + i, 6, 7], 2, 0) for i in range(4)])
+        assert forwards.cache.window.slots == 4
+        answers(player, [Request(i, [5 + i, 6, 7, 8], 2, 0) for i in (1, 3)])
+        [grown] = answers(player, [Request(3, [8, 6, 7, 8, *range(20, 40)], 2, 0)])  # one of four is active
+        assert forwards.cache.window.slots == 1 and forwards.cache.window.places >= 25
     assert grown.cached_tokens == 4
     again = answers(player, [Request(i, [5 + i, 6, 7, 8], 2, 0) for i in (1, 3)])
     assert [sample.cached_tokens for sample in again] == [0, 3]  # the last id is always fed
@@ -160,13 +164,14 @@ def test_rollouts_that_ended_give_up_their_slots(model: PreTrainedModel):
 
 
 def test_slots_are_as_long_as_the_longest_context_needs(model: PreTrainedModel):
-    """However much one rollout reads while another continues a long context."""
+    """One rollout continues a long context while another reads a long prompt: their lengths do not add up."""
     player = engine(model, 0.0, ends=[EOS])
     [long] = answers(player, [Request(0, list(range(100, 160)), 2, 0)])
     requests = [Request(0, [*range(100, 160), *long.ids, 7], 2, 0), Request(1, list(range(200, 261)), 2, 0)]
-    samples = answers(player, requests)
-    assert samples[0].cached_tokens == 61 and player._cache.window.longest <= 65
-    assert player._cache.window.places <= 65 * 3 // 2
+    with Forwards(model) as forwards:
+        samples = answers(player, requests)
+    assert samples[0].cached_tokens == 61 and forwards.cache.window.longest <= 65
+    assert forwards.cache.window.places <= 65 * 3 // 2
     for request, sample in zip(requests, samples, strict=True):
         assert answers(engine(model, 0.0, ends=[EOS]), [request])[0].ids == sample.ids
 
@@ -192,52 +197,54 @@ def test_models_with_plain_attention_are_sampled_token_by_token(model: PreTraine
     assert answers(player, [Request(0, [5, 6], 2, 0)])[0].policy_step == 3
 
 
-def test_a_model_that_takes_no_cache_is_found_out(tiny_model_dir: Callable[..., Path]):
-    """It would see the last token alone."""
+def test_a_model_that_takes_no_cache_is_an_error(tiny_model_dir: Callable[..., Path]):
+    """It would read only the last token."""
     training = AutoModelForCausalLM.from_pretrained(tiny_model_dir()).train()
     training.gradient_checkpointing_enable()
     with pytest.raises(RuntimeError, match="took no cache.* gradient checkpointing"):
         answers(engine(training), [Request(0, [5, 6], 2, 0)])
 
 
-# Who joins when
+# Admission of rollouts
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_whenever_a_rollout_joins_its_tokens_are_the_same(model: PreTrainedModel, seed: int):
-    """Eight conversations with pauses at random, against each of them alone."""
+    """Eight conversations with random pauses are compared with each of them alone."""
     draw, player = random.Random(seed), engine(model)
 
     def prompt(rollout: int, before: list[int], turn: int) -> Request:
         ids = before + [100 + 10 * rollout + turn] * draw.randrange(1, 12)
         return Request(rollout, ids, draw.randrange(1, 9), seed=97 * rollout + turn)
 
-    asked: list[tuple[Request, Sample]] = []
+    served: list[tuple[Request, Sample]] = []
     outside = [prompt(i, [], 0) for i in range(8)]  # with their environments
     inside: dict[int, Request] = {}
 
     def take(rollout: int, sample: Sample) -> None:
         request = inside.pop(rollout)
-        asked.append((request, sample))
-        turn = sum(r.rollout == rollout for r, _ in asked)
+        served.append((request, sample))
+        turn = sum(r.rollout == rollout for r, _ in served)
         if turn < 4:
             outside.append(prompt(rollout, request.prompt_ids + sample.ids, turn))
 
-    mixed = 0
-    while outside or inside:
-        for request in [r for r in outside if draw.random() < 0.3]:
-            outside.remove(request)
-            inside[request.rollout] = request
-            player.submit(request, lambda sample, rollout=request.rollout: take(rollout, sample))
-        mixed += bool(player._running and player._waiting)
-        player.step(active=len(inside) + len(outside), busy=0)
-    assert mixed > 10 and len(asked) == 32
-    assert any(sample.cached_tokens for _, sample in asked)
-    for request, sample in asked:
+    mixed = 0  # forward passes of a part of the rollouts
+    with Forwards(model) as forwards:
+        while outside or inside:
+            for request in [r for r in outside if draw.random() < 0.3]:
+                outside.remove(request)
+                inside[request.rollout] = request
+                player.submit(request, lambda sample, rollout=request.rollout: take(rollout, sample))
+            requests = len(inside)
+            if player.step(active=requests + len(outside), busy=0) == 0.0:
+                mixed += forwards.shapes[-1][0] < requests
+    assert mixed > 10 and len(served) == 32
+    assert any(sample.cached_tokens for _, sample in served)
+    for request, sample in served:
         assert answers(engine(model), [request])[0].ids == sample.ids
 
 
-def test_rollouts_are_let_in_when_they_lost_as_many_tokens_as_the_others_would(model: PreTrainedModel):
+def test_rollouts_are_admitted_once_waiting_has_cost_as_many_tokens_as_admission(model: PreTrainedModel):
     player = engine(model, ends=[EOS], sampling=Sampling(0.0))
     for i in range(6):
         player.submit(Request(i, [5, 6, 7], 40, 0), lambda sample: None)
@@ -246,7 +253,7 @@ def test_rollouts_are_let_in_when_they_lost_as_many_tokens_as_the_others_would(m
         player.submit(Request(6, [5, 6], 40, 0), lambda sample: None)
         player.step(8, 0)
         player.step(8, 0)
-        player.submit(Request(7, [5, 6], 40, 0), lambda sample: None)  # two are waiting now, and two tokens are lost
+        player.submit(Request(7, [5, 6], 40, 0), lambda sample: None)  # two wait now; waiting has cost two tokens
         for _ in range(4):
             player.step(8, 0)
     assert forwards.shapes == [(6, 3), (6, 1), (6, 1), (6, 1), (6, 1), (2, 2), (8, 1)]
@@ -267,7 +274,7 @@ def test_a_step_waits_for_a_quick_environment(model: PreTrainedModel):
 # The samples
 
 
-def test_a_sample_does_not_depend_on_the_rows_beside_it(model: PreTrainedModel, kind: type[Either]):
+def test_a_sample_does_not_depend_on_the_other_rows(model: PreTrainedModel, kind: type[Either]):
     requests = [Request(i, ids, 8, seed=7 + i) for i, ids in enumerate(PROMPTS)]
     together = answers(engine(model, kind=kind), requests)
     assert [answers(engine(model, kind=kind), [request])[0] for request in requests] == together
@@ -306,8 +313,8 @@ def test_seeded_sampling_draws_from_the_softmax():
     assert ((counts[possible] - expected) ** 2 / expected).sum() < 18.47
 
 
-def test_seeded_sampling_goes_on_from_step_to_step():
-    """Later tokens of a row have noise of their own, and the row's number does not matter."""
+def test_seeded_sampling_continues_from_step_to_step():
+    """Every token of a row has other noise, and the row's number does not matter."""
     logits = torch.zeros(1, 50)
     first = SeededSampling(noise(3))
     steps = [first(torch.zeros(1, 1), logits) for _ in range(3)]
@@ -337,7 +344,7 @@ def test_a_repetition_penalty_changes_the_choice(model: PreTrainedModel, kind: t
 
 
 def test_a_repetition_penalty_counts_the_ids_of_its_own_row(model: PreTrainedModel):
-    """Neither padding nor how often an id stands there changes what is chosen."""
+    """Neither padding nor the number of times that an id occurs changes the sample."""
     sampling = Sampling(repetition_penalty=3.0)
     requests = [Request(i, ids, 8, seed=7 + i) for i, ids in enumerate(PROMPTS)]
     together = answers(engine(model, sampling=sampling), requests)
@@ -345,7 +352,9 @@ def test_a_repetition_penalty_counts_the_ids_of_its_own_row(model: PreTrainedMod
     assert [answers(engine(model, kind=GenerateEngine, sampling=sampling), [r])[0] for r in requests] == together
 
 
-def test_what_a_checkpoint_asks_for_does_not_bend_the_distribution(model: PreTrainedModel, kind: type[Either]):
+def test_the_generation_config_of_a_checkpoint_changes_nothing(
+    model: PreTrainedModel, kind: type[Either]
+):
     """Instruct checkpoints ship a repetition penalty and filters; a policy is sampled as it is trained."""
     requests = [Request(i, ids, 8, seed=i) for i, ids in enumerate(PROMPTS)]
     expected = [answers(engine(model, t, kind), requests) for t in (0.0, 1.0)]
