@@ -28,11 +28,9 @@ CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool
 
 
 def renderer(arch: str, **options: Any) -> ChatRenderer:
+    """A new renderer, with empty caches."""
     tokenizer = TOKENIZERS[arch]
     return ChatRenderer(tokenizer, [tokenizer.eos_token_id], **options)
-
-
-RENDERERS = {arch: renderer(arch) for arch in ARCHS}
 
 
 def template_ids(arch: str, messages: list[dict[str, Any]], **options: Any) -> list[int]:
@@ -54,7 +52,7 @@ def control_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
 @every_arch
 @pytest.mark.parametrize("messages", [[TASK], [SYSTEM, TASK]], ids=["user", "system"])
 def test_the_prompt_is_what_the_template_renders(arch: str, messages: list[dict[str, Any]]):
-    assert RENDERERS[arch].prompt_ids(messages) == template_ids(arch, messages)
+    assert renderer(arch).prompt_ids(messages) == template_ids(arch, messages)
 
 
 @every_arch
@@ -68,14 +66,14 @@ def test_a_prompt_of_several_turns_and_tools_is_what_the_template_renders(arch: 
         return place
 
     messages = [SYSTEM, TASK, {"role": "assistant", "content": ACTION}, {"role": "user", "content": OBSERVATION}]
-    assert RENDERERS[arch].prompt_ids(messages, tools=[look]) == template_ids(arch, messages, tools=[look])
+    assert renderer(arch).prompt_ids(messages, tools=[look]) == template_ids(arch, messages, tools=[look])
 
 
 @every_arch
 def test_template_arguments_reach_the_template(arch: str):
     thinking = renderer(arch, chat_template_kwargs={"enable_thinking": False})
     assert thinking.prompt_ids([TASK]) == template_ids(arch, [TASK], enable_thinking=False)
-    assert (thinking.prompt_ids([TASK]) == RENDERERS[arch].prompt_ids([TASK])) is (arch != "qwen3")
+    assert (thinking.prompt_ids([TASK]) == renderer(arch).prompt_ids([TASK])) is (arch != "qwen3")
 
 
 @every_arch
@@ -83,7 +81,7 @@ def test_template_arguments_reach_the_template(arch: str):
 @given(words=st.lists(st.sampled_from(["go", "to", "desk 1", "(on)", "x=3,", "Ünder", "水"]), min_size=1, max_size=6))
 def test_benign_observations_append_to_what_was_sampled(arch: str, words: list[str]):
     """Prompt, action and glue are a prefix of the conversation as the template renders it, token by token."""
-    observation, chat, eos = " ".join(words), RENDERERS[arch], TOKENIZERS[arch].eos_token_id
+    observation, chat, eos = " ".join(words), renderer(arch), TOKENIZERS[arch].eos_token_id
     messages = [SYSTEM, TASK]
     ids = chat.prompt_ids(messages)
     for _ in range(2):
@@ -94,7 +92,7 @@ def test_benign_observations_append_to_what_was_sampled(arch: str, words: list[s
 
 @every_arch
 def test_an_incomplete_action_gets_the_end_of_turn(arch: str):
-    chat, eos = RENDERERS[arch], TOKENIZERS[arch].eos_token_id
+    chat, eos = renderer(arch), TOKENIZERS[arch].eos_token_id
     cut, ended = chat.observation_ids([OBSERVATION], ended=False), chat.observation_ids([OBSERVATION], ended=True)
     assert cut == [eos, *ended]
     messages = [TASK, {"role": "assistant", "content": ACTION}, {"role": "user", "content": OBSERVATION}]
@@ -120,16 +118,16 @@ def test_tool_results_append_to_a_tool_call(arch: str):
 
 def test_a_template_that_rewrites_tool_calls_is_refused():
     with pytest.raises(ValueError, match="prefix-preserving"):
-        RENDERERS["qwen3"].observation_ids(["4"], ended=True, role="tool")
+        renderer("qwen3").observation_ids(["4"], ended=True, role="tool")
 
 
 def test_a_message_without_content_is_rendered_as_it_is():
     call = {"type": "function", "function": {"name": "tool", "arguments": {}}}
     silent = {"role": "assistant", "tool_calls": [call]}
     messages = [TASK, {**silent, "content": None}, {"role": "tool", "content": "4"}]
-    assert RENDERERS["qwen2"].prompt_ids(messages) == template_ids("qwen2", messages)
+    assert renderer("qwen2").prompt_ids(messages) == template_ids("qwen2", messages)
     messages[1] = silent
-    assert RENDERERS["qwen2"].prompt_ids(messages) == template_ids("qwen2", messages)
+    assert renderer("qwen2").prompt_ids(messages) == template_ids("qwen2", messages)
 
 
 # Data is data
@@ -149,7 +147,7 @@ HOSTILE = st.one_of(st.lists(PIECES, max_size=8).map("".join), st.text(max_size=
 @example(text="e\u0301\u2581<tool_call>\r\n\ufeff")
 @example(text="XzContentqZ0Zq and XzContentqZAZq")
 def test_no_text_yields_a_control_token(arch: str, text: str):
-    tokenizer, chat = TOKENIZERS[arch], RENDERERS[arch]
+    tokenizer, chat = TOKENIZERS[arch], renderer(arch)
     ids = chat.encode_data(text)
     assert control_ids(tokenizer).isdisjoint(ids)
     readable = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates have no UTF-8
@@ -171,14 +169,14 @@ def test_hostile_text_leaves_the_frame_of_a_message_alone(arch: str, text: str, 
 
 
 def test_benign_text_is_encoded_as_the_tokenizer_does():
-    assert RENDERERS["qwen3"].encode_data(OBSERVATION) == encode("qwen3", OBSERVATION)
+    assert renderer("qwen3").encode_data(OBSERVATION) == encode("qwen3", OBSERVATION)
 
 
 def test_an_added_token_of_spaces_is_no_control_token():
     """Some vocabularies list runs of spaces and newlines as added tokens; they must survive."""
     tokenizer = build_tiny_tokenizer("qwen3")
-    tokenizer.add_tokens(["\n\n", "\n"])
-    text = "first\n\nsecond\nthird"
+    tokenizer.add_tokens(["\n\n", "\n", "\u2581"])  # the last is the space of SentencePiece
+    text = "first\n\nsecond\nthird\u2581word"
     assert set(tokenizer.get_added_vocab().values()) & set(tokenizer(text)["input_ids"])
     assert tokenizer.decode(ChatRenderer(tokenizer, [tokenizer.eos_token_id]).encode_data(text)) == text
 
@@ -216,9 +214,10 @@ def test_the_control_tokens_of_the_template_keep_their_order():
 
 
 def test_an_action_is_shown_again_without_special_tokens():
-    tokenizer, chat = TOKENIZERS["qwen3"], RENDERERS["qwen3"]
+    tokenizer, chat = TOKENIZERS["qwen3"], renderer("qwen3")
     start, end, think = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "<think>"])
     go = encode("qwen3", "go")
+    assert chat.echo_ids([*go, start, end], ended=True) == [*go, end]
     assert chat.echo_ids([start, think, *go, end], ended=True) == [think, *go, end]  # <think> is added, not special
     assert chat.echo_ids([*go, end, start], ended=False) == go
     assert chat.echo_ids([start, *go], ended=False) == go
@@ -226,7 +225,7 @@ def test_an_action_is_shown_again_without_special_tokens():
 
 
 def test_decoding_shows_or_hides_special_tokens():
-    chat, ids = RENDERERS["qwen2"], [*encode("qwen2", ACTION), TOKENIZERS["qwen2"].eos_token_id]
+    chat, ids = renderer("qwen2"), [*encode("qwen2", ACTION), TOKENIZERS["qwen2"].eos_token_id]
     assert chat.decode(ids) == ACTION
     assert chat.decode(ids, skip_special_tokens=False) == f"{ACTION}<|im_end|>"
 

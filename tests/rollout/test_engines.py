@@ -353,9 +353,7 @@ def test_a_repetition_penalty_counts_the_ids_of_its_own_row(model: PreTrainedMod
     assert [answers(engine(model, kind=GenerateEngine, sampling=sampling), [r])[0] for r in requests] == together
 
 
-def test_the_generation_config_of_a_checkpoint_changes_nothing(
-    model: PreTrainedModel, kind: type[Either]
-):
+def test_the_generation_config_of_a_checkpoint_changes_nothing(model: PreTrainedModel, kind: type[Either]):
     """Instruct checkpoints ship a repetition penalty and filters; a policy is sampled as it is trained."""
     requests = [Request(i, ids, 8, seed=i) for i, ids in enumerate(PROMPTS)]
     expected = [answers(engine(model, t, kind), requests) for t in (0.0, 1.0)]
