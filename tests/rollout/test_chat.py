@@ -243,6 +243,30 @@ EVERY_MESSAGE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }
 OPENING = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 
+STRICT = (  # templates of some models raise for such messages
+    "{% for m in messages %}"
+    "{% if m.role not in ('user', 'assistant', 'tool') or m.content is not defined %}{{ raise_exception('Role') }}"
+    "{% elif m.role != 'tool' and (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Order') }}"
+    "{% elif m.role == 'tool' and not messages[1].tool_calls %}{{ raise_exception('No call') }}{% endif %}"
+    "{% for c in m.tool_calls or [] %}"
+    "{% if c.type != 'function' or c.function.name != 'tool' or c.function.arguments != {} or m.content %}"
+    "{{ raise_exception('Call') }}{% endif %}{% endfor %}"
+    "<|im_start|>{{ m.role }}{{ ' ' + m.name if m.name else '' }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+)
+
+
+def test_a_template_that_checks_its_messages():
+    """Only well-formed conversations are rendered, also to find out what the template writes between turns."""
+    chat = with_template(STRICT + OPENING)
+    assert chat.observation_ids(["b"], ended=True) == encode(
+        "qwen2", "\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
+    )
+    result = "<|im_start|>tool tool\n{}<|im_end|>\n"  # it has the name of the tool that was called
+    assert chat.observation_ids(["4", "5"], ended=True, role="tool") == encode(
+        "qwen2", f"\n{result.format(4)}{result.format(5)}<|im_start|>assistant\n"
+    )
+
+
 def test_no_chat_template():
     with pytest.raises(ValueError, match="has no chat template"):
         with_template(None)
