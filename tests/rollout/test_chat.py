@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 from trl.chat_template_utils import get_training_chat_template
 
@@ -222,6 +223,36 @@ def test_an_action_is_shown_again_without_special_tokens():
     assert chat.echo_ids([*go, end, start], ended=False) == go
     assert chat.echo_ids([start, *go], ended=False) == go
     assert chat.echo_ids([], ended=False) == []
+
+
+def test_a_control_token_of_one_or_two_characters():
+    """Two characters stay as text; a single character that is a control token cannot, and is left out."""
+    tokenizer = build_tiny_tokenizer("qwen3")
+    tokenizer.add_tokens(["\u00a7", "[]"])
+    chat = ChatRenderer(tokenizer, [tokenizer.eos_token_id])
+    assert tokenizer.decode(chat.encode_data("a\u00a7b[]c")) == "ab[]c"
+    assert chat.encode_data("\u00a7") == []
+
+
+def test_the_tokenizer_adds_no_special_tokens_of_its_own():
+    tokenizer = build_tiny_tokenizer("qwen3")
+    expected = tokenizer("a", add_special_tokens=False)["input_ids"]
+    begin = ("<|endoftext|>", tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{begin[0]} $A", special_tokens=[begin])
+    assert tokenizer("a")["input_ids"] == [begin[1], *expected]
+    chat = ChatRenderer(tokenizer, [tokenizer.eos_token_id])
+    assert chat.encode_data("a") == expected
+    assert begin[1] not in chat.prompt_ids([TASK])
+
+
+def test_names_of_roles_may_be_added_tokens():
+    tokenizer = build_tiny_tokenizer("qwen2")
+    roles = ["system", "user", "assistant", "tool"]
+    tokenizer.add_tokens(roles)
+    chat = ChatRenderer(tokenizer, [tokenizer.eos_token_id])
+    messages = [{"role": role, "content": "a"} for role in roles]
+    expected = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, add_generation_prompt=True)
+    assert chat.prompt_ids(messages) == expected
 
 
 def test_decoding_shows_or_hides_special_tokens():
