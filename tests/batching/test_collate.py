@@ -34,9 +34,7 @@ def laid_out(sequences: list[TrainingSequence], multiple: int = 1, **values: tup
 def test_all_sequences_begin_in_the_first_column():
     """The shorter prompt has one token: the second token of the longer one stands among the completions."""
     advantages = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8], [0.9, 1.0, 1.1, 1.2]])
-    batch = laid_out(
-        [sequence(2, [31, 32], [33]), sequence(1, [21], [22, 23, 24, 25])], advantages=(advantages, 0.0)
-    )
+    batch = laid_out([sequence(2, [31, 32], [33]), sequence(1, [21], [22, 23, 24, 25])], advantages=(advantages, 0.0))
     assert batch["prompt_ids"].tolist() == [[31], [21]] and batch["prompt_mask"].tolist() == [[1], [1]]
     assert batch["completion_ids"].tolist() == [[32, 33, PAD, PAD], [22, 23, 24, 25]]
     assert batch["completion_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
@@ -57,9 +55,7 @@ def test_values_of_turns_reach_their_tokens_and_others_get_the_fill():
 
 
 def test_log_probabilities_stand_with_their_tokens():
-    batch = laid_out(
-        [sequence(0, [1, 2], [3, 4], logprobs=[-0.5, -0.25]), sequence(1, [5], [6], logprobs=[-1.0])]
-    )
+    batch = laid_out([sequence(0, [1, 2], [3, 4], logprobs=[-0.5, -0.25]), sequence(1, [5], [6], logprobs=[-1.0])])
     assert batch["sampling_per_token_logps"].tolist() == [[0.0, -0.5, -0.25], [-1.0, 0.0, 0.0]]
     assert batch["sampling_per_token_logps"].dtype == torch.float32
     some = laid_out([sequence(0, [1], [3], logprobs=[-0.5]), sequence(1, [5], [6])])

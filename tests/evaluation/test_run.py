@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.toys import Corridor
+from trl_agentic.batching.rows import trajectory_sequences
 from trl_agentic.environments import ALFWorldEnv, SearchEnv, WebShopEnv
 from trl_agentic.environments.alfworld import ALFWorldPrompt, small_policy
 from trl_agentic.evaluation.command import environment_factory, parser, window_of
@@ -18,10 +19,9 @@ from trl_agentic.evaluation.players import ModelPlayer, TextPlayer, expert_polic
 from trl_agentic.evaluation.run import evaluate
 from trl_agentic.evaluation.text_loop import Answer
 from trl_agentic.records import load_records
-from trl_agentic.batching.rows import trajectory_sequences
-from trl_agentic.rollout.prompts import FULL, PromptPolicy
 from trl_agentic.rollout.engines import Sampling
 from trl_agentic.rollout.loop import Episode
+from trl_agentic.rollout.prompts import FULL, PromptPolicy
 from trl_agentic.types import StopReason, Trajectory, Turn, View
 
 

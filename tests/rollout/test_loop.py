@@ -20,7 +20,6 @@ from trl_agentic.environments.handle import EnvironmentHandle, WorkerOptions
 from trl_agentic.rollout import loop
 from trl_agentic.rollout.batching_delay import BatchingDelay
 from trl_agentic.rollout.chat import ChatRenderer
-from trl_agentic.rollout.prompts import PromptPolicy, first_messages
 from trl_agentic.rollout.engines import LockstepEngine, Request, Sample
 from trl_agentic.rollout.loop import (
     Budgets,
@@ -29,6 +28,7 @@ from trl_agentic.rollout.loop import (
     derived_seed,
     play,
 )
+from trl_agentic.rollout.prompts import PromptPolicy, first_messages
 from trl_agentic.types import StepResult, StopReason, Trajectory
 
 
