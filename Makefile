@@ -1,15 +1,15 @@
-# make train     the quickstart: warm-started policy, GAGPO on ALFWorld tasks, evaluation before and after
+# make train     the quickstart: GAGPO on ALFWorld tasks from a warm-started policy, evaluated before and after
 # make test      the test suite
 # make quality   linter, formatter and type checker
 # make docs      the documentation as HTML, in site/
-# make vllm      vLLM's CPU build in an environment of its own, and the tests with it
-# make upstream  adds the upstream ALFWorld engine (minutes of compiling); `make test` then compares with it live
+# make vllm      installs vLLM's CPU build in a separate environment and runs the tests that need it
+# make upstream  installs the upstream ALFWorld engine (compiles for minutes); `make test` then compares with it
 #
-# Each sets up what it needs in .venv on its first call and starts at once on the next. Variables:
-#   DATA=PATH         real ALFWorld games (a folder as alfworld-download lays it out, or a tar of it) for `make train`
+# Each target sets up what it needs in .venv on its first call and starts at once on the next. Variables:
+#   DATA=PATH         real ALFWorld games (a folder made by alfworld-download, or a tar of it) for `make train`
 #   ARGS="..."        further arguments of the recipe, or of pytest
-#   PYTHON=python3    the interpreter that the environment is made with, 3.11 or newer
-#   TORCH=torch==...  another torch; TORCH_PIP_ARGS="--index-url ..." says where from, and turns the choice below off
+#   PYTHON=python3    the interpreter for the environment, 3.11 or newer
+#   TORCH=torch==...  another torch; TORCH_PIP_ARGS="--index-url ..." selects its source and disables the choice below
 #   JOBS=N            parallel test processes
 #   VLLM_VENV=PATH    environment of `make vllm`, .venv-vllm by default
 SHELL := /bin/bash
@@ -29,7 +29,7 @@ JOBS ?= $$($(PY) -c 'import os; print(min(len(os.sched_getaffinity(0)) if hasatt
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 METADATA := setup.cfg pyproject.toml constraints.txt
-# The packages of the extra `alfworld`, and what of their dependencies its text games use.
+# The packages of the extra `alfworld`, and those of their dependencies that its text games use.
 UPSTREAM = $(shell sed -n '/^alfworld =/,/^[^ ]/s/^  *//p' setup.cfg)
 UPSTREAM_NEEDS := hashids mementos more_itertools networkx numpy prompt_toolkit pyyaml termcolor tqdm wcwidth wrapt
 
@@ -62,9 +62,9 @@ style: $(VENV)/.quality
 
 setup: $(VENV)/.train $(VENV)/.test $(VENV)/.quality $(VENV)/.docs
 
-# torch comes first and by itself, since what pip would choose is not always what the machine needs: on Linux a plain
-# install brings the CUDA build and several GB of its libraries. With an NVIDIA GPU that is right. Without one, wheels
-# that pip is configured to find locally come first, then the plain install, which always works; TORCH_PIP_ARGS can name
+# torch is installed first and separately, since pip's choice does not always fit the machine: on Linux a plain install
+# installs the CUDA build and several GB of its libraries. With an NVIDIA GPU that is right. Without one, a wheel that
+# pip is configured to find locally is tried first, then the plain install, which always works; TORCH_PIP_ARGS can name
 # an index of CPU builds.
 $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -110,7 +110,7 @@ $(VENV)/.upstream: $(VENV)/.test $(VENV)/.upstream-wheels
 
 upstream: $(VENV)/.upstream
 
-# `vllm serve` and TRL look for a distribution called vllm, and the word "cpu" in its version selects the platform.
+# `vllm serve` and TRL look for a distribution named vllm, and the word "cpu" in its version selects the platform.
 $(VLLM_VENV)/.vllm: tests/vllm/requirements.txt
 	$(MAKE) VENV=$(VLLM_VENV) $(VLLM_VENV)/.torch
 	$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r tests/vllm/requirements.txt
@@ -124,7 +124,7 @@ vllm: $(VLLM_VENV)/.vllm
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build -q --strict
 
-# Renews constraints.txt from what a fresh environment resolves to; its header stays.
+# Updates constraints.txt with the versions that a fresh environment resolves to; its header is kept.
 constraints:
 	rm -rf .venv-constraints
 	$(MAKE) VENV=.venv-constraints .venv-constraints/.torch
