@@ -20,7 +20,7 @@ import re
 import runpy
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -79,7 +79,7 @@ def no_problems(problems: Iterable[str]) -> None:
     assert not problems, "\n" + "\n".join(problems)
 
 
-def raise_all(message: str, errors: list[Exception]) -> None:
+def raise_all(message: str, errors: Sequence[Exception]) -> None:
     """Raises the errors of several pages or presets together, each with its traceback and its note."""
     if errors:
         raise ExceptionGroup(f"{message}: " + ", ".join(note for e in errors for note in e.__notes__), errors)

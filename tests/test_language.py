@@ -62,7 +62,8 @@ WORDS = {
 NAMES = {
     r"\bRolloutsAhead\b|\bLookahead\b|\bPatience\b": "names with prefetch, staleness or delay",
     r"\bEnvironmentFacts\b|\.facts\b|\bfacts=": "EnvironmentMetadata, metadata",
-    r"\brollout[./]context\b|\bclass Context\b": "rollout/prompts, PromptPolicy",
+    r"trl_agentic[./]rollout[./]context\b|from (?:\.+rollout)?\.context import": "rollout/prompts",
+    r"\bclass Context\b": "PromptPolicy",
     r"\bclass Row\b": "TrainingSequence",
     r"\bdef (?:chance|expert)\(|\.(?:chance|expert)\(": "random_policy, expert_policy",
     r"\bdef (?:hold|note)\(|\.(?:hold|note)\(": "start_batch, record",
