@@ -1,4 +1,4 @@
-"""Who may import what. The rules keep the credit functions pure, and the package cheap to import."""
+"""Imports at run time, and public and private names. Contracts in pyproject.toml say which module may import which."""
 
 from __future__ import annotations
 
@@ -10,72 +10,13 @@ from pathlib import Path
 
 import pytest
 
+import trl_agentic
+
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "trl_agentic"
-
-# The first prefix that fits a module decides which modules of the package it may import. A prefix stands for the
-# module and everything below it. "." is the module's own folder.
-RULES = ("gagpo", "a2tgpo", "gigpo", "igpo", "grpo", "rloo")
-MAY_IMPORT: list[tuple[str, tuple[str, ...]]] = [
-    ("types", ()),
-    ("credit", ("credit", "types")),
-    ("loss", ("types",)),
-    ("turns", ("types",)),
-    ("records", ("types",)),
-    ("micro_batches", ()),
-    ("serving", ()),
-    ("information_gain", ("types", "turns")),
-    ("rollout", ("rollout", "types", "turns", "environments.base")),
-    ("environments.base", ("types",)),
-    ("environments.tools", ("types", "environments.base")),
-    ("environments.prompts", ("types",)),
-    ("environments.", (".", "types", "environments.base", "environments.prompts")),
-    *(
-        (f"trainers.{rule}", ("types", "credit", "loss", "trainers.base", "trainers.config", "trainers.information_gain"))
-        for rule in RULES
-    ),
-    (
-        "trainers.",  # the base trainer and what it is made of: all but concrete environments
-        (
-            "types",
-            "credit",
-            "loss",
-            "turns",
-            "micro_batches",
-            "information_gain",
-            "rollout",
-            "environments.base",
-            "environments.handle",
-            "environments.tools",
-            "records",
-            "serving",
-            "trainers",
-            "__version__",
-        ),
-    ),
-    ("evaluation", ("evaluation", "types", "records", "rollout", "environments")),
-    ("viewer", ("viewer", "records")),
-]
-# Third-party libraries that only some parts may load.
-ONLY_IN = {
-    "trl": ("trainers", "environments.tools"),
-    "transformers": ("trainers", "rollout", "information_gain", "environments.tools", "evaluation"),
-    "accelerate": ("trainers", "evaluation"),
-    "datasets": ("trainers", "environments.search"),
-    "bm25s": ("environments.search",),
-    "faiss": ("environments.search",),
-    "requests": ("environments.search", "environments.webshop.site", "rollout.engines.vllm_server", "trainers.vllm_preflight"),
-    "vllm": ("rollout.engines.vllm_colocate", "trainers.base"),
-    "sentence_transformers": ("environments.search",),
-    "rapidfuzz": ("environments.webshop",),
-    "spacy": ("environments.webshop",),
-    "pyarrow": ("records",),
-    "textworld": ("environments.alfworld",),
-    "alfworld": ("environments.alfworld",),
-    "matplotlib": ("viewer",),
-}
-# What recipes and examples may use beside the names of `trl_agentic` itself; of a package, the names in its `__all__`.
+# What recipes and examples may use in addition to the names of `trl_agentic` itself; of a package, only the names in
+# its `__all__`.
 PUBLIC_MODULES = (
     "types",
     "credit",
@@ -113,103 +54,88 @@ def imports(path: Path) -> list[tuple[str, str | None]]:
     return found
 
 
-def within(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix + ".")
+def loaded_by(modules: str, watched: set[str]) -> set[str]:
+    """Those of the `watched` modules that a new process has loaded after `import modules`."""
+    code = f"import sys, {modules}; print(*sorted({watched!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
 
 
-MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
+def test_only_the_base_trainer_imports_private_names_of_trl():
+    paths = sorted((ROOT / PACKAGE).rglob("*.py"))
+    assert len(paths) > 50
+    found = [
+        f"{module_name(path)} imports {imported or module} of {module}"
+        for path in paths
+        if module_name(path) != f"{PACKAGE}.trainers.base"
+        for module, imported in imports(path)
+        if module.partition(".")[0] in ("trl", "transformers")
+        and any(part.startswith("_") for part in [*module.split("."), imported or ""])
+    ]
+    assert not found, "\n" + "\n".join(found)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_imports_inside_the_package_follow_the_rules(path: Path):
-    name = module_name(path).removeprefix(PACKAGE).removeprefix(".")
-    allowed = next((rule for prefix, rule in MAY_IMPORT if within(name, prefix) or name.startswith(prefix)), None)
-    if allowed is None or (path.name == "__init__.py" and name in ("", "environments", "trainers")):
-        return  # a module without a rule, or one whose business is to gather names
-    folder = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for module, imported in imports(path):
-        if not within(module, PACKAGE):
-            continue
-        target = module.removeprefix(PACKAGE).removeprefix(".")
-        candidates = [
-            target,
-            f"{target}.{imported}".removeprefix("."),
-        ]  # `from trl_agentic import types` names a module
-        prefixes = [folder if prefix == "." else prefix for prefix in allowed]
-        assert any(within(candidate, prefix) for candidate in candidates for prefix in prefixes), (
-            f"{PACKAGE}.{name} imports {module} ({imported}); it may import {prefixes}"
-        )
+def problem_of(module: str, imported: str | None) -> str | None:
+    """Why a recipe or an example may not import this, or `None` if it may."""
+    if module == PACKAGE:
+        public = (*trl_agentic.__all__, *PUBLIC_MODULES, "__version__")
+        return None if imported in public else f"trl_agentic.{imported} is not public"
+    if not module.startswith(PACKAGE + "."):
+        return None
+    if module.removeprefix(PACKAGE + ".") not in PUBLIC_MODULES:
+        return f"{module} is not public"
+    if imported is None or imported.startswith("_"):
+        return f"{module}.{imported} is not a public name"
+    names = getattr(import_module(module), "__all__", None)
+    return None if names is None or imported in names else f"{imported} is not in {module}.__all__"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_heavy_libraries_are_imported_only_where_they_belong(path: Path):
-    name = module_name(path).removeprefix(PACKAGE).removeprefix(".")
-    for module, _ in imports(path):
-        library = module.partition(".")[0]
-        homes = ONLY_IN.get(library)
-        assert homes is None or any(within(name, home) for home in homes), (
-            f"{PACKAGE}.{name} imports {library}, which belongs to {homes}"
-        )
+def test_recipes_and_examples_use_public_names_only():
+    scripts = sorted(path for folder in ("recipes", "examples") for path in (ROOT / folder).rglob("*.py"))
+    assert len(scripts) > 5
+    found = [
+        f"{path.relative_to(ROOT)}: {problem}"
+        for path in scripts
+        for module, imported in imports(path)
+        if (problem := problem_of(module, imported)) is not None
+    ]
+    assert not found, "\n" + "\n".join(found)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_only_the_base_trainer_touches_private_names_of_trl(path: Path):
-    if module_name(path) == f"{PACKAGE}.trainers.base":
-        return
-    for module, imported in imports(path):
-        if module.partition(".")[0] in ("trl", "transformers"):
-            private = [part for part in [*module.split("."), imported or ""] if part.startswith("_")]
-            assert not private, f"{module_name(path)} imports {private} of {module}"
-
-
-SCRIPTS = sorted(path for folder in ("recipes", "examples") for path in (ROOT / folder).rglob("*.py"))
-
-
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_recipes_and_examples_use_public_names_only(path: Path):
-    import trl_agentic
-
-    for module, imported in imports(path):
-        if module == PACKAGE:
-            assert imported in (*trl_agentic.__all__, *PUBLIC_MODULES, "__version__"), f"{imported} is not public"
-        elif within(module, PACKAGE):
-            assert module.removeprefix(PACKAGE + ".") in PUBLIC_MODULES, f"{module} is not public"
-            names = getattr(import_module(module), "__all__", None)
-            assert imported is not None
-            assert not imported.startswith("_"), f"{module}.{imported} is private"
-            assert names is None or imported in names, f"{imported} is not in {module}.__all__"
+def test_the_check_of_public_names_finds_what_it_forbids():
+    assert problem_of("trl_agentic", "GAGPOTrainer") is None
+    assert problem_of("trl_agentic.types", "Turn") is None
+    assert problem_of("torch.nn", "Module") is None
+    assert problem_of("trl_agentic", "cli") is not None
+    assert problem_of("trl_agentic.trainers.base", "AgenticTrainer") is not None
+    assert problem_of("trl_agentic.types", "_private") is not None
+    assert problem_of("trl_agentic.types", None) is not None
+    assert problem_of("trl_agentic.rollout", "chat") is not None
 
 
 def test_importing_the_package_loads_no_heavy_library():
-    code = "import sys, trl_agentic; print(*sorted({'torch', 'transformers', 'trl', 'numpy'} & set(sys.modules)))"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert loaded.split() == []
+    assert loaded_by("trl_agentic", {"torch", "transformers", "trl", "numpy"}) == set()
 
 
 def test_a_process_that_runs_an_environment_loads_no_torch():
     modules = "trl_agentic.environments.handle, trl_agentic.environments.alfworld.env, trl_agentic.environments.search"
-    code = f"import sys, {modules}; print(*sorted({{'torch', 'transformers', 'trl', 'datasets'}} & set(sys.modules)))"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert loaded.split() == []
+    assert loaded_by(modules, {"torch", "transformers", "trl", "datasets"}) == set()
+    assert loaded_by("trl_agentic.types, json", {"json", "torch"}) == {"json"}
 
 
 def test_every_public_name_resolves():
-    import trl_agentic
-
-    for name in trl_agentic.__all__:
-        assert getattr(trl_agentic, name) is not None
-        assert name in dir(trl_agentic)
+    missing = [name for name in trl_agentic.__all__ if getattr(trl_agentic, name, None) is None]
+    assert not missing
+    assert set(trl_agentic.__all__) <= set(dir(trl_agentic))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         trl_agentic.nonsense  # noqa: B018
 
 
 def test_the_lazy_names_are_those_that_type_checkers_see():
-    import trl_agentic
-
     tree = ast.parse((ROOT / PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
-    seen = {
-        (node.module, alias.name) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
-    assert seen == {(home, name) for name, home in trl_agentic._HOME_OF.items()}
-    assert sorted(trl_agentic.__all__) == sorted(trl_agentic._HOME_OF)
+    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert sorted(seen) == sorted(trl_agentic.__all__)
+    for name, module in seen.items():
+        assert module is not None
+        assert getattr(trl_agentic, name) is getattr(import_module(module), name)
