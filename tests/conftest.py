@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,13 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
     return build
 
 
+@pytest.fixture(autouse=True)
+def seeded_torch(request: pytest.FixtureRequest) -> None:
+    """Every test starts with the same random numbers: pytest-randomly seeds `random` and numpy, and this torch."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(request.config.getoption("randomly_seed", 0))
+
+
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
     return ROOT
@@ -41,7 +49,7 @@ def repo_root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder with recorded upstream traces, beside the checkout; tests that need it skip where it is missing."""
+    """The folder with recorded upstream traces, next to the checkout; tests that need it skip where it is missing."""
     path = ROOT.parent / "shared"
     if not (path / "data").is_dir():
         pytest.skip("needs the recorded traces in ../shared/data")

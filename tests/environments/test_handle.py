@@ -104,7 +104,7 @@ def test_the_last_error_is_raised_when_retries_are_used_up(tmp_path: Path):
 
 
 def test_a_hanging_process_costs_one_timeout(tmp_path: Path):
-    handle = EnvironmentHandle(Faulty, WorkerOptions("process", timeout=2.0, retries=0))
+    handle = EnvironmentHandle(Faulty, WorkerOptions("process", timeout=4.0, retries=0))  # the start counts
     handle.reset(length=4, fault="hang", at=1, count=str(tmp_path / "count"))
     with pytest.raises(EnvironmentTimeout):
         handle.step("no")

@@ -12,6 +12,7 @@ import pytest
 
 from tests.environments.faulty import Faulty
 from tests.toys import Corridor
+from tests.waiting import wait_until
 from trl_agentic.environments.handle import EnvironmentHandle, WorkerOptions
 from trl_agentic.types import StepResult
 
@@ -53,15 +54,23 @@ def test_what_was_begun_is_asked_for_once(gate: threading.Event):
     handle.close()
 
 
-def test_seconds_saved_are_those_before_the_question(gate: threading.Event):
+def test_seconds_saved_are_those_before_the_question(gate: threading.Event, monkeypatch: pytest.MonkeyPatch):
     handle = EnvironmentHandle(Gate, WorkerOptions())
+    begun = time.perf_counter()
     handle.reset_ahead(length=3)
     time.sleep(0.2)
-    threading.Timer(0.3, gate.set).start()
-    started = time.perf_counter()
+    asked: list[float] = []
+    result = handle.pending.result
+
+    def waited_for() -> Any:
+        asked.append(time.perf_counter())
+        time.sleep(0.3)
+        gate.set()
+        return result()
+
+    monkeypatch.setattr(handle.pending, "result", waited_for)
     handle.reset(length=3)
-    assert time.perf_counter() - started > 0.25
-    assert 0.2 <= handle.seconds_saved < 0.45
+    assert 0.2 <= handle.seconds_saved <= asked[0] - begun
     handle.close()
 
 
@@ -108,9 +117,6 @@ def test_an_environment_is_closed_when_its_reset_ends(gate: threading.Event):
     assert Gate.events == [] and not answer.done()
     gate.set()
     wait([answer])
-    deadline = time.monotonic() + 30
-    while Gate.events != ["reset", "closed"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: Gate.events == ["reset", "closed"])
     assert handle.reset(length=2).endswith("cell 2.")  # by a fresh one
     handle.close()

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.environments.faulty import Echo, Faulty, Grandchild, Unmakeable
@@ -32,10 +33,9 @@ KINDS = pytest.mark.parametrize("kind", [ThreadWorker, ProcessWorker])
 
 def is_alive(pid: int) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return state != "Z"
 
 
 @KINDS
@@ -85,7 +85,7 @@ def test_a_thread_that_hangs_is_left_behind_and_nobody_waits_for_it(tmp_path: Pa
         worker.call("reset", fault="hang", count=str(tmp_path / "count"))
     started = time.monotonic()
     worker.close()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 30  # the thread hangs for 60 s
 
 
 def test_a_killed_process_is_noticed(tmp_path: Path):
@@ -122,14 +122,15 @@ def test_what_a_process_started_ends_with_the_trainer():
     code += "from trl_agentic.environments.workers import ProcessWorker\n"
     code += "if __name__ == '__main__':\n"
     code += "    worker = ProcessWorker(Grandchild, 60.0)\n    print(worker.call('reset'), flush=True)\n    input()\n"
-    trainer = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert trainer.stdout is not None
-    grandchild = int(trainer.stdout.readline())
-    assert is_alive(grandchild)
-    trainer.kill()
-    trainer.wait()
+    ) as trainer:
+        try:
+            assert trainer.stdout is not None
+            grandchild = int(trainer.stdout.readline())
+            assert is_alive(grandchild)
+        finally:
+            trainer.kill()
     wait_until(lambda: not is_alive(grandchild))
 
 

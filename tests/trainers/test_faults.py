@@ -30,8 +30,9 @@ def train(model: Path, output_dir: Path, rows: Dataset, environment: Any = Fault
 def test_a_step_with_faults_is_the_step_without(kind: str, fault: str, tiny_model_dir: Model, tmp_path: Path):
     rows = [{"length": 3}, {"length": 3, "fault": fault, "at": 1, "times": 2, "count": str(tmp_path / "count")}]
     columns = {key: [row.get(key) for row in rows] for key in rows[1]}
+    timeout = 3.0 if fault == "hang" else 30.0  # the start of a process counts
     faulty = train(
-        tiny_model_dir(), tmp_path, Dataset.from_dict(columns), environment_workers=kind, environment_timeout=3.0
+        tiny_model_dir(), tmp_path, Dataset.from_dict(columns), environment_workers=kind, environment_timeout=timeout
     )
     healthy = train(tiny_model_dir(), tmp_path, Dataset.from_list([{"length": 3}] * 2), Corridor)
     assert history(faulty, "rollout/retries") == [2.0] and history(healthy, "rollout/retries") == [0.0]

@@ -40,12 +40,6 @@ def running(server: http.server.HTTPServer) -> Iterator[http.server.HTTPServer]:
         server.server_close()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def url() -> Iterator[str]:
     with running(RetrievalServer(BM25Retriever(TEXTS), port=0)) as server:
@@ -112,7 +106,7 @@ class Slow:
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         self.asked.append(len(queries))
-        time.sleep(0.1)
+        time.sleep(0.2)
         return [[Passage(f"{query} {i}", 1.0) for i in range(k)] for query in queries]
 
 
@@ -133,15 +127,17 @@ def test_threads_that_wait_share_a_request():
             thread.join()
     assert seen == {number: [f"q{number} {i}" for i in range(1 + number % 3)] for number in range(24)}
     assert sum(slow.asked) == 24
-    assert len(slow.asked) <= 6  # one by one, there would be 24
+    assert len(slow.asked) <= 12  # one by one, there would be 24
 
 
 def test_an_unreachable_server_is_named():
-    url = f"http://127.0.0.1:{free_port()}/retrieve"
-    client = HTTPRetriever(url, retries=1)
-    for _ in range(2):
-        with pytest.raises(ConnectionError, match=rf"The retriever at {url} does not serve.*Is it running"):
-            client.search(["falk"], 3)
+    with socket.socket() as reserved:  # a port that is bound refuses connections until it listens
+        reserved.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{reserved.getsockname()[1]}/retrieve"
+        client = HTTPRetriever(url, retries=1)
+        for _ in range(2):
+            with pytest.raises(ConnectionError, match=rf"The retriever at {url} does not serve.*Is it running"):
+                client.search(["falk"], 3)
 
 
 class Moody(http.server.BaseHTTPRequestHandler):

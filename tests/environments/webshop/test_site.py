@@ -99,11 +99,11 @@ def test_as_an_environment(site: str):
 
 
 def test_a_site_that_is_not_there():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(ConnectionError, match=f"does not answer at {url}: .*web_agent_site.app"):
-        WebShopEnv("test", backend=url)
+    with socket.socket() as reserved:  # a port that is bound refuses connections until it listens
+        reserved.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=f"does not answer at {url}: .*web_agent_site.app"):
+            WebShopEnv("test", backend=url)
 
 
 def test_a_site_that_is_slow():
