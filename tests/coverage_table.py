@@ -1,4 +1,4 @@
-"""README's table of what is tested with what: python tests/coverage_table.py writes it anew."""
+"""README's table of the tested combinations. `python tests/coverage_table.py` writes it again."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def table() -> str:
     from tests.trainers.test_every_pair import CASES, ENVIRONMENTS, RULES
 
     lines = ["| | " + " | ".join(ENVIRONMENTS) + " |", "|---" * (len(ENVIRONMENTS) + 1) + "|"]
-    for rule in RULES:
-        engines = [[engine for r, e, engine in CASES if (r, e) == (rule, name)] for name in ENVIRONMENTS]
-        lines.append(f"| `{rule}Trainer` | " + " | ".join(", ".join(cell) or "-" for cell in engines) + " |")
+    for algorithm in RULES:
+        engines = [[engine for a, e, engine in CASES if (a, e) == (algorithm, name)] for name in ENVIRONMENTS]
+        lines.append(f"| `{algorithm}Trainer` | " + " | ".join(", ".join(cell) or "-" for cell in engines) + " |")
     return "\n".join(lines)
 
 

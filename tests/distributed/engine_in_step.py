@@ -23,7 +23,7 @@ WORK = [([[5, 6, 7], [8, 9], [10, 11, 12, 13]], 9, 5), ([[20, 21]], 3, 3)]
 
 
 def converse(engine: Engine, rank: int) -> list[list[int]]:
-    """Plays a process's rollouts to their end, and goes on for as long as the engine says."""
+    """Plays a process's rollouts to their end, and continues for as long as the engine has steps."""
     contexts, budget, turns = WORK[rank]
     contexts = [list(ids) for ids in contexts]
     active = len(contexts)

@@ -1,4 +1,4 @@
-"""Two processes of which the second alone is told to stop, and then alone computes a NaN.
+"""Two processes, of which only the second receives a signal to stop, and then only the second computes a NaN.
 
 python -m torch.distributed.run --standalone --nproc_per_node 2 tests/distributed/stopping.py MODEL OUT
 """

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.distributed.evaluation import SETTINGS, TASKS, Walking
-from tests.distributed.launch import ROOT, launch
+from tests.distributed.launch import launch, torchrun
 from tests.toys import Corridor
 from trl_agentic.evaluation.run import evaluate
 from trl_agentic.records import load_records
@@ -39,11 +36,7 @@ def test_two_processes_share_the_rollouts_and_finish_what_one_began(tmp_path: Pa
 
 
 def test_the_command_on_two_processes(tmp_path: Path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "trl_agentic", "evaluate", "random", "--output_dir", str(tmp_path), "--environment", "alfworld"]
-    command += ["split=valid_unseen", "num_games=3", "max_steps=3"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
-    assert done.stdout.count("# random on alfworld") == 1
+    command = ["-m", "trl_agentic", "evaluate", "random", "--output_dir", tmp_path, "--environment", "alfworld"]
+    out = torchrun(*command, "split=valid_unseen", "num_games=3", "max_steps=3", timeout=300)
+    assert out.count("# random on alfworld") == 1
     assert len(load_records(tmp_path / "trajectories.parquet")) == 3

@@ -18,4 +18,4 @@ def test_an_engine_waits_for_the_other(kind: str, tiny_model_dir: Callable[..., 
     ranks = launch("engine_in_step.py", kind, tiny_model_dir(), out=tmp_path)
     assert ranks[0]["forwards"] == ranks[1]["forwards"] > 4
     for rank in ranks:
-        assert rank["together"] == rank["alone"]  # passes of another's tokens leave no trace in the cache
+        assert rank["together"] == rank["alone"]  # forward passes for the other process do not change the cache

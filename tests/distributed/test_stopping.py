@@ -1,4 +1,4 @@
-"""What one process hears or computes stops all of them, in step."""
+"""A signal to one process, or a NaN in one process, stops all of them at the same step."""
 
 from __future__ import annotations
 

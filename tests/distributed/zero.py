@@ -3,7 +3,7 @@
     python -m torch.distributed.run --standalone --nproc_per_node 2 tests/distributed/zero.py MODEL STAGE OUT
 
 accelerate starts DeepSpeed on accelerators only. It does so over gloo when the job presents itself as one of DeepSpeed
-whose device is the CPU; nobody but a test should do that.
+whose device is the CPU; only a test should do that.
 """
 
 from __future__ import annotations
