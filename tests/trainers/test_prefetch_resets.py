@@ -16,6 +16,7 @@ from tests.environments.faulty import Faulty
 from tests.toys import Corridor
 from tests.trainers.small import history, parameters, small_config, tasks
 from tests.trainers.test_resume import SHAPES
+from tests.waiting import wait_until
 from trl_agentic import GAGPOConfig, GAGPOTrainer
 
 
@@ -63,18 +64,23 @@ def test_weights_and_resets_are_those_without(shape: str, tiny_model_dir: Model,
 
 
 def test_resets_run_beside_the_update(tiny_model_dir: Model, tmp_path: Path):
+    ended: list[str] = []
+
     class Slow(Corridor):
         def reset(self, **row: Any) -> str:
             time.sleep(0.3)
+            ended.append("reset")
             return super().reset(**row)
 
     class Patient(GAGPOTrainer):
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-            time.sleep(0.6)
+            if self.state.global_step < 2:  # the resets of the next step end while this one is trained on
+                wait_until(lambda: len(ended) >= 8 * (self.state.global_step + 2))
             return super().compute_loss(*args, **kwargs)
 
-    off = run(tiny_model_dir(), tmp_path, Slow, tasks(40), Patient, max_steps=2, prefetch_resets=False)
+    off = run(tiny_model_dir(), tmp_path, Slow, tasks(40), max_steps=2, prefetch_resets=False)
     assert history(off, "rollout/env_wait_saved") == [0.0] * 2
+    ended.clear()
     trainer = run(tiny_model_dir(), tmp_path, Slow, tasks(40), Patient)
     turns = [8 * turns for turns in history(trainer, "episode/turns")]
     waited, saved = history(trainer, "rollout/env_wait"), history(trainer, "rollout/env_wait_saved")
