@@ -1,6 +1,6 @@
 # make train     the quickstart: GAGPO on ALFWorld tasks from a warm-started policy, evaluated before and after
 # make test      the test suite
-# make quality   linter, formatter, type checker and import contracts
+# make quality   linter, formatter and type checker
 # make docs      the documentation as HTML, in site/
 # make vllm      installs vLLM's CPU build in a separate environment and runs the tests that need it
 # make upstream  installs the upstream ALFWorld engine (compiles for minutes); `make test` then compares with it
