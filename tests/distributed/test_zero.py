@@ -12,7 +12,7 @@ from tests.distributed.launch import launch
 from tests.distributed.test_two_processes import assert_equal_logs, assert_equal_runs, assert_resumed
 
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("default")]  # DeepSpeed has warnings of its own
 
 
 @pytest.mark.parametrize("stage", ["2", "3"])

@@ -331,6 +331,7 @@ def test_broken_game_can_be_left_out(data):
     assert path.parent.name not in " ".join(row["game"] for row in env.tasks())
 
 
+@pytest.mark.filterwarnings("default")
 def test_upstream_backend_says_the_same():
     pytest.importorskip("textworld", reason="needs the extra `alfworld`")
     pytest.importorskip("alfworld", reason="needs the extra `alfworld`")

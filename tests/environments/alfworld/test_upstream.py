@@ -23,7 +23,14 @@ MISSING = [name for name in ("alfworld", "textworld", "fast_downward") if import
 
 def needs_upstream(test: Any) -> Any:
     reason = f"needs pip install trl-agentic[alfworld]: no {', '.join(MISSING)}"
-    return pytest.mark.upstream(pytest.mark.skipif(bool(MISSING), reason=reason)(test))
+    marks = [
+        pytest.mark.upstream,
+        pytest.mark.skipif(bool(MISSING), reason=reason),
+        pytest.mark.filterwarnings("default"),  # the upstream packages have warnings of their own
+    ]
+    for mark in marks:
+        test = mark(test)
+    return test
 
 
 def parity(game: ALFWorldGame, plan: Sequence[str], seed: int, steps: int) -> list[ALFWorldState]:

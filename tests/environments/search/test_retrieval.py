@@ -144,6 +144,7 @@ def encoder(tmp_path, tiny_model_dir):
 
 
 @needs_dense
+@pytest.mark.filterwarnings("default")
 def test_dense(encoder, tmp_path):
     retriever = DenseRetriever(
         TEXTS, tmp_path / "faiss" / "index", encoder, query_prefix="", passage_prefix="", device="cpu"

@@ -125,6 +125,7 @@ def test_upstream_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         UpstreamWebShopEngine(tmp_path)
 
 
+@pytest.mark.filterwarnings("default")
 @pytest.mark.skipif("WEBSHOP_PATH" not in os.environ, reason="needs upstream WebShop at $WEBSHOP_PATH")
 @pytest.mark.parametrize("mode", ["text", "text_rich"])
 def test_the_engine_equals_upstream(mode: Any):
