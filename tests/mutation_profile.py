@@ -1,4 +1,4 @@
-"""Plugin of pytest for mutation tests: hypothesis draws the same examples for every mutant and does not shrink them."""
+"""Hypothesis settings for mutation tests: the same examples in every run."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.tiny_model import build_tiny_tokenizer
 from tests.toys import Corridor
-from trl_agentic.environments.tools import ToolEnvironment
 from trl_agentic.environments.pool import EnvironmentPool
+from trl_agentic.environments.tools import ToolEnvironment
 
 
 TOKENIZER = build_tiny_tokenizer("qwen2")

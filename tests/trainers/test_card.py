@@ -23,8 +23,8 @@ from tests.trainers.hub_server import HubServer
 from tests.trainers.small import small_config, tasks
 from tests.trainers.test_tool_environments import Counter
 from trl_agentic import GAGPOConfig, GAGPOTrainer, SearchEnv, Trajectory
-from trl_agentic.evaluation.command import parser
 from trl_agentic.environments.pool import EnvironmentPool
+from trl_agentic.evaluation.command import parser
 from trl_agentic.types import StopReason, Turn
 
 

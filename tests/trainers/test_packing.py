@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from trl_agentic.trainers.packing import packs
 
 

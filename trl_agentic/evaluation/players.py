@@ -9,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trl_agentic.evaluation.text_loop import Answer, play_text
-from trl_agentic.rollout.prompts import FULL, PromptPolicy
 from trl_agentic.rollout.loop import Budgets, Episode, play
+from trl_agentic.rollout.prompts import FULL, PromptPolicy
 from trl_agentic.types import Trajectory
 
 

@@ -21,8 +21,8 @@ import numpy as np
 
 from trl_agentic.environments.base import BeginsSteps, Environment, EpisodeRestarted
 from trl_agentic.rollout.chat import ChatRenderer
-from trl_agentic.rollout.prompts import FULL, PromptPolicy, first_prompt, next_prompt, observation_ids
 from trl_agentic.rollout.engines import Engine, Request, Sample
+from trl_agentic.rollout.prompts import FULL, PromptPolicy, first_prompt, next_prompt, observation_ids
 from trl_agentic.types import Prompt, StepResult, StopReason, Trajectory, Turn
 
 
@@ -298,7 +298,9 @@ def derived_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _read_first(rollout: _Rollout, observation: Any, chat: ChatRenderer, budgets: Budgets, context: PromptPolicy) -> None:
+def _read_first(
+    rollout: _Rollout, observation: Any, chat: ChatRenderer, budgets: Budgets, context: PromptPolicy
+) -> None:
     """Reads the answer of `reset`."""
     if observation is not None and not isinstance(observation, str):
         raise TypeError(f"`reset` must return the first observation as `str`, got {type(observation).__name__}.")
