@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from trl_agentic.deprecation import renamed_option
 from trl_agentic.environments.handle import WorkerOptions
 from trl_agentic.trainers.fields import check_choices, check_range
 
@@ -226,6 +226,8 @@ class AgenticConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        staleness = renamed_option("rollout_ahead", self.rollout_ahead, "max_staleness", self.max_staleness, default=0)
+        self.max_staleness, self.rollout_ahead = staleness, None
         check_choices(self)
         check_range(
             self, "max_turns", "max_turn_tokens", "max_tokens_per_micro_batch", "environment_max_episodes", least=1
@@ -311,16 +313,6 @@ class AgenticConfig(GRPOConfig):
             )
 
     def _check_staleness(self) -> None:
-        if self.rollout_ahead is not None:
-            warnings.warn(
-                "`rollout_ahead` is deprecated and will be removed in the next release: use `max_staleness`.",
-                FutureWarning,
-                stacklevel=4,
-            )
-            if self.max_staleness not in (0, self.rollout_ahead):
-                raise ValueError("Set `max_staleness` or its deprecated name `rollout_ahead`, not both.")
-            self.max_staleness, self.rollout_ahead = self.rollout_ahead, None
-            check_choices(self)
         if not self.max_staleness:
             return
         if not self.use_vllm or self.vllm_mode != "server":
