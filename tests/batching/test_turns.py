@@ -11,10 +11,8 @@ from trl_agentic.batching.turns import (
     TurnRecord,
     anchor_id,
     gather_to_turns,
-    spans_to_turn_ids,
     spread_to_tokens,
     turn_batch,
-    turn_batch_from_trajectories,
     turn_record,
 )
 from trl_agentic.types import StopReason, Trajectory, Turn
@@ -24,50 +22,12 @@ few = settings(max_examples=50, deadline=None)
 
 
 @st.composite
-def span_rows(draw: st.DrawFn) -> tuple[list[list[tuple[int, int]]], int, list[int]]:
-    """(spans, length, first_turns) of 1 to 4 rows."""
+def token_turns(draw: st.DrawFn) -> torch.Tensor:
+    """`turn_ids` of 1 to 4 rows: turns in any order, tokens outside of all turns among them."""
     length = draw(st.integers(0, 12))
-    rows = []
-    for _ in range(draw(st.integers(1, 4))):
-        bounds = sorted(draw(st.lists(st.integers(0, length), max_size=8)))
-        rows.append(list(zip(bounds[::2], bounds[1::2], strict=False)))
-    return rows, length, draw(st.lists(st.integers(0, 5), min_size=len(rows), max_size=len(rows)))
-
-
-# spans_to_turn_ids
-
-
-def test_spans_by_hand():
-    # Row 1: prompt, action, observation, action, padding. Row 2 starts with turn 4; its second turn has no tokens.
-    turn_ids = spans_to_turn_ids([[(1, 3), (4, 5)], [(0, 2), (3, 3), (3, 6)]], 6, first_turns=[0, 4])
-    assert turn_ids.tolist() == [[-1, 0, 0, -1, 1, -1], [4, 4, -1, 6, 6, 6]]
-    assert turn_ids.dtype == torch.int64
-    assert spans_to_turn_ids([[]], 2).tolist() == [[-1, -1]]
-    assert spans_to_turn_ids([], 2).shape == (0, 2)
-
-
-@few
-@given(span_rows())
-def test_spans_equal_the_loop(rows: tuple[list[list[tuple[int, int]]], int, list[int]]):
-    spans, length, first = rows
-    turn_ids = spans_to_turn_ids(spans, length, first)
-    for i, row in enumerate(spans):
-        for t in range(length):
-            turns = [first[i] + j for j, (start, end) in enumerate(row) if start <= t < end]
-            assert turn_ids[i, t].item() == (turns[0] if turns else -1)
-
-
-@pytest.mark.parametrize("spans", [[(0, 5)], [(-1, 2)], [(2, 1)], [(0, 3), (2, 4)], [(2, 3), (0, 1)]])
-def test_impossible_spans_are_errors(spans: list[tuple[int, int]]):
-    with pytest.raises(ValueError, match=r"spans\[1\]\["):
-        spans_to_turn_ids([[], spans], 4)
-
-
-def test_first_turns_errors():
-    with pytest.raises(ValueError, match="first_turns must hold one number per row"):
-        spans_to_turn_ids([[], []], 4, [0])
-    with pytest.raises(ValueError, match=r"first_turns\[0\] must not be negative"):
-        spans_to_turn_ids([[]], 4, [-1])
+    row = st.lists(st.integers(-1, 9), min_size=length, max_size=length)
+    rows = draw(st.lists(row, min_size=1, max_size=4))
+    return torch.tensor(rows, dtype=torch.int64).view(len(rows), length)
 
 
 # spread_to_tokens, gather_to_turns
@@ -85,9 +45,8 @@ def test_spread_and_gather_by_hand():
 
 
 @few
-@given(span_rows(), st.integers(0, 2**31))
-def test_spread_and_gather_equal_the_loop(rows: tuple[list[list[tuple[int, int]]], int, list[int]], seed: int):
-    turn_ids = spans_to_turn_ids(*rows)
+@given(token_turns(), st.integers(0, 2**31))
+def test_spread_and_gather_equal_the_loop(turn_ids: torch.Tensor, seed: int):
     k = 10
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(len(turn_ids), k, dtype=torch.float64, generator=generator)
@@ -106,9 +65,8 @@ def test_spread_and_gather_equal_the_loop(rows: tuple[list[list[tuple[int, int]]
 
 
 @settings(max_examples=10, deadline=None)
-@given(span_rows())
-def test_gradients_of_gather_and_spread(rows: tuple[list[list[tuple[int, int]]], int, list[int]]):
-    turn_ids = spans_to_turn_ids(*rows)
+@given(token_turns())
+def test_gradients_of_gather_and_spread(turn_ids: torch.Tensor):
     tokens = torch.ones(turn_ids.shape, dtype=torch.float64, requires_grad=True)
     values = torch.ones(len(turn_ids), 10, dtype=torch.float64, requires_grad=True)
     if tokens.numel():
@@ -192,7 +150,7 @@ def test_batch_of_trajectories_by_hand():
         Trajectory({}, [turn(0.5, "B"), turn(0.0, "B")], StopReason.TRUNCATED, final_anchor_state=None),
         Trajectory({}, [], StopReason.ERROR),
     ]
-    batch = turn_batch_from_trajectories(trajectories, [5, 5, -2, -2])
+    batch = turn_batch([turn_record(t, group) for t, group in zip(trajectories, [5, 5, -2, -2], strict=True)])
     a, b = anchor_id("A"), anchor_id("B")
     torch.testing.assert_close(batch.rewards, torch.tensor([[0.0, 1.0], [-0.1, 0.0], [0.5, 0.0], [0.0, 0.0]]))
     assert batch.turn_mask.tolist() == [[True, True], [True, False], [True, True], [False, False]]
@@ -201,38 +159,35 @@ def test_batch_of_trajectories_by_hand():
     assert batch.terminated.tolist() == [True, False, False, False]
     # A terminal state has no value, even if the environment reported a state.
     assert batch.final_anchor_ids is not None and batch.final_anchor_ids.tolist() == [-1, b, -1, -1]
-    assert batch.information_gain is None and batch.outcomes is None and batch.answered is None
+    assert batch.information_gain is None and batch.outcomes is None and batch.answered is None  # not recorded
     assert batch.penalties is None
 
 
-def test_batch_of_records_with_gains_and_outcomes():
+def test_batch_of_records_with_gains_and_penalties():
     trajectory = Trajectory({}, [turn(0.0, "A"), turn(1.0, "B")], StopReason.TERMINATED)
     records = [
-        turn_record(trajectory, 0, information_gain=[0.25, math.nan], outcome=1.0, answered=True, penalties=[0.5, 0]),
-        TurnRecord(
-            0, (0.5,), (7,), False, 8, information_gain=(0.5,), outcome=-1.0, answered=False, penalties=(0.25,)
-        ),
+        turn_record(trajectory, 0, information_gain=[0.25, math.nan], penalties=[0.5, 0]),
+        TurnRecord(0, (0.5,), (7,), False, 8, information_gain=(0.5,), penalties=(0.25,)),
     ]
     batch = turn_batch(records)
-    assert batch.information_gain is not None and batch.outcomes is not None and batch.answered is not None
+    assert batch.information_gain is not None
     torch.testing.assert_close(
         batch.information_gain, torch.tensor([[0.25, math.nan], [0.5, math.nan]]), equal_nan=True
     )
-    assert batch.outcomes.tolist() == [1.0, -1.0] and batch.answered.tolist() == [True, False]
     assert batch.penalties is not None and batch.penalties.tolist() == [[0.5, 0.0], [0.25, 0.0]]
     assert batch.anchor_ids[1].tolist() == [7, -1]
     assert batch.final_anchor_ids is not None and batch.final_anchor_ids.tolist() == [-1, 8]
 
 
 def test_batches_are_float32_for_any_default_dtype():
-    record = TurnRecord(0, (0.1,), (7,), True, information_gain=(0.3,), outcome=0.7, answered=True, penalties=(0.9,))
+    record = TurnRecord(0, (0.1,), (7,), True, information_gain=(0.3,), penalties=(0.9,))
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)  # in which none of these numbers is what it is in float32
     try:
         batch = turn_batch([record])
     finally:
         torch.set_default_dtype(before)
-    values = {"rewards": 0.1, "information_gain": 0.3, "outcomes": 0.7, "penalties": 0.9}
+    values = {"rewards": 0.1, "information_gain": 0.3, "penalties": 0.9}
     for name, value in values.items():
         assert torch.equal(getattr(batch, name).flatten(), torch.tensor([value], dtype=torch.float32)), name
     for name in ("group_ids", "anchor_ids", "final_anchor_ids"):
@@ -242,7 +197,7 @@ def test_batches_are_float32_for_any_default_dtype():
 
 def test_empty_batches_have_one_column():
     assert turn_batch([]).rewards.shape == (0, 1)
-    assert turn_batch_from_trajectories([Trajectory({})], [0]).rewards.shape == (1, 1)
+    assert turn_batch([turn_record(Trajectory({}), 0)]).rewards.shape == (1, 1)
 
 
 def test_largest_ids_survive():
@@ -256,20 +211,17 @@ def test_record_errors_name_the_field():
     with pytest.raises(ValueError, match=r"TurnRecord\.information_gain"):
         TurnRecord(0, (0.0,), (1,), True, information_gain=(0.0, 0.0))
     plain = TurnRecord(0, (0.0,), (1,), True)
-    for field in ("information_gain", "outcome", "answered", "penalties"):
-        value = {"information_gain": (0.0,), "outcome": 0.0, "answered": True, "penalties": (0.0,)}[field]
+    for field in ("information_gain", "penalties"):
         with pytest.raises(ValueError, match=rf"TurnRecord\.{field} must be given for all records or none: 0"):
-            turn_batch([plain, TurnRecord(0, (0.0,), (1,), True, **{field: value})])
-    with pytest.raises(ValueError, match="group_ids must hold one id per trajectory"):
-        turn_batch_from_trajectories([Trajectory({})], [0, 1])
+            turn_batch([plain, TurnRecord(0, (0.0,), (1,), True, **{field: (0.0,)})])
     with pytest.raises(ValueError, match=r"TurnBatch\.rewards\[0, 0\]"):
         turn_batch([TurnRecord(0, (math.nan,), (1,), True)])
 
 
-def test_rows_of_one_rollout_hold_its_turns_between_them():
-    # A rollout of three turns cut into two rows: turns 0-1 and turn 2. The rollout's values are indexed by row first.
+def test_sequences_of_one_rollout_hold_its_turns_together():
+    # A rollout of three turns in two sequences: turns 0-1 and turn 2. Its values are first indexed by sequence.
     values = torch.tensor([[0.5, 1.5, -3.0]])
     rollout_of_row = torch.tensor([0, 0])
-    turn_ids = spans_to_turn_ids([[(0, 2), (3, 4)], [(1, 3)]], 4, first_turns=[0, 2])
+    turn_ids = torch.tensor([[0, 0, -1, 1], [-1, 2, 2, -1]])
     spread = spread_to_tokens(values[rollout_of_row], turn_ids)
     assert spread.tolist() == [[0.5, 0.5, 0.0, 1.5], [0.0, -3.0, -3.0, 0.0]]

@@ -16,6 +16,7 @@ from trl import GRPOConfig, GRPOTrainer
 from tests.toys import OneTurn, one_turn_reward
 from tests.trainers.small import history, parameters, small_config
 from trl_agentic import AgenticGRPOConfig, AgenticGRPOTrainer, StepResult, Trajectory
+from trl_agentic.rollout.engines import Engine
 
 
 ONE_TURN = {"max_turns": 1, "max_turn_tokens": 9, "max_completion_length": 9}
@@ -45,15 +46,14 @@ def reward(completions: list[Any], **kwargs: Any) -> list[float]:
 class Recording(AgenticGRPOTrainer):
     """Remembers the ids of every batch that it sampled."""
 
-    def _play(self, *args: Any, **kwargs: Any) -> list[Trajectory]:
-        trajectories = super()._play(*args, **kwargs)
+    def ask_engine(self, engine: Engine, trajectories: list[Trajectory]) -> list[Trajectory]:
         sampled = [(t.turns[0].prompt_ids, t.turns[0].action_ids) for t in trajectories]
         self.sampled = [*getattr(self, "sampled", []), sampled]
         return trajectories
 
 
 class Replaying(GRPOTrainer):
-    """TRL's trainer, which samples what it is told."""
+    """TRL's trainer, which replays recorded samples."""
 
     sampled: list[list[tuple[list[int], list[int]]]]
 
@@ -116,7 +116,7 @@ def small_options(output_dir: Path, changes: dict[str, Any]) -> dict[str, Any]:
         {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "beta": 0.1},
         {"per_device_train_batch_size": 4, "steps_per_generation": 2, "beta": 0.1, "max_steps": 4},
         {"pad_to_multiple_of": 8, "temperature": 0.7},
-        # The loss of this package.
+        # Ratio levels and loss types that only this package has, under TRL's names for episodes of one turn.
         {"importance_sampling_level": "turn", "loss_type": "turn", "beta": 0.1, "num_iterations": 2, "max_steps": 4},
         {"importance_sampling_level": "turn", "loss_type": "dapo", "num_iterations": 2, "epsilon": 1e-5},
         {"importance_sampling_level": "turn", "loss_type": "grpo", "beta": 0.1, "use_bias_correction_kl": False},

@@ -50,7 +50,7 @@ def update(model: Path, output_dir: Path, turns: int, **changes: Any) -> tuple[M
         prompt_renderer=renderer,
     )  # fmt: skip
     lengths: list[int] = []
-    play = trainer._play
+    play = trainer.runner.play
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         trajectories = play(*args, **kwargs)
@@ -60,7 +60,7 @@ def update(model: Path, output_dir: Path, turns: int, **changes: Any) -> tuple[M
             lengths.append(sum(len(trainer.chat.encode_data(text)) for text in texts))
         return trajectories
 
-    trainer._play = recorded
+    trainer.runner.play = recorded  # type: ignore[method-assign]
     trainer.train()
     return trainer, max(lengths)
 

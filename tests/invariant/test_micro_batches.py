@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from tests.invariant.partitions import Partitions, gradients, use_loss
 from tests.toys import Corridor
 from tests.trainers.small import history, parameters, small_config, tasks
 from trl_agentic import GAGPOConfig, GAGPOTrainer
-from trl_agentic.batching.micro_batches import cut_by_rows, cut_by_tokens, take_rows
+from trl_agentic.batching.micro_batches import cut_by_rows, cut_by_tokens
+from trl_agentic.rollout.engines import Sampling
 
 
 # Rows of a step, steps, and the budget of tokens: a row has up to 136 of them.
@@ -57,7 +58,7 @@ TASKS = [{"length": -1}] * 4 + [{"length": 3}] * 4  # one group of one-turn epis
 
 
 @pytest.mark.parametrize(("budget", "multiple"), [(None, None), (None, 8), (200, 8)])
-def test_micro_batches_hold_rows_of_like_length(
+def test_micro_batches_hold_sequences_of_similar_length(
     budget: int | None, multiple: int | None, model_dir: Path, tmp_path: Path
 ):
     """A pass has no more columns than its longest row needs, and long rows are not with short ones."""
@@ -79,7 +80,7 @@ def test_micro_batches_hold_rows_of_like_length(
     assert sorted(row for step in steps for batch in step for row in batch["rollout_ids"].tolist()) == list(range(8))
 
 
-def test_chance_decides_which_optimizer_step_a_rollout_is_for(model_dir: Path, tmp_path: Path):
+def test_a_random_order_decides_which_optimizer_step_a_rollout_belongs_to(model_dir: Path, tmp_path: Path):
     """Two optimizer steps on one batch: sorted as a whole, the first would have all of the long rollouts."""
     trainer = trainer_of(model_dir, tmp_path, 4, 1, steps_per_generation=2, max_tokens_per_micro_batch=200)
     trainer.model.train()
@@ -93,24 +94,27 @@ def test_chance_decides_which_optimizer_step_a_rollout_is_for(model_dir: Path, t
     assert drawn == [sorted(order[:4]), sorted(order[4:])]
 
 
-def test_a_loss_with_means_over_micro_batches_keeps_their_rows(model_dir: Path, tmp_path: Path):
-    changes = {"importance_sampling_level": "token", "beta": 0.0}
-    trainer = trainer_of(model_dir, tmp_path, 2, 4, loss_type="dapo", **changes)
+def order_of(trainer: GAGPOTrainer) -> list[int]:
+    """Rollouts in the order in which the micro-batches hold them; the shuffle is the same in every call."""
     trainer.model.train()
-    kept = []
-    for loss_type in ("bnpo", "dapo"):
-        trainer.loss_type = loss_type
-        torch.manual_seed(3)
-        trainer._prepare_inputs(TASKS)
-        kept.append(
-            [row for step in trainer._buffered_inputs for batch in step for row in batch["rollout_ids"].tolist()]
-        )
     torch.manual_seed(3)
-    assert kept[0] == torch.randperm(8).tolist() != kept[1]
-    assert not trainer_of(model_dir, tmp_path, 2, 4, loss_type="dapo", entropy_coef=0.1, **changes)._may_sort
+    trainer._prepare_inputs(TASKS)
+    return [row for step in trainer._buffered_inputs for batch in step for row in batch["rollout_ids"].tolist()]
 
 
-def test_a_row_longer_than_the_budget(model_dir: Path, tmp_path: Path):
+def test_a_loss_with_means_over_micro_batches_keeps_their_sequences(model_dir: Path, tmp_path: Path):
+    """TRL's `bnpo`, and any entropy bonus, have a mean over each micro-batch: its sequences are not sorted."""
+    changes = {"importance_sampling_level": "token", "beta": 0.0}
+    sorted_by_length = order_of(trainer_of(model_dir, tmp_path, 2, 4, loss_type="dapo", **changes))
+    torch.manual_seed(3)
+    drawn = torch.randperm(8).tolist()
+    assert sorted_by_length != drawn
+    for kept in ({"loss_type": "bnpo"}, {"loss_type": "dr_grpo", "entropy_coef": 0.1}):
+        assert order_of(trainer_of(model_dir, tmp_path, 2, 4, **changes, **kept)) == drawn
+    assert order_of(trainer_of(model_dir, tmp_path, 2, 4, loss_type="dr_grpo", **changes)) == sorted_by_length
+
+
+def test_a_sequence_longer_than_the_budget(model_dir: Path, tmp_path: Path):
     """A task whose prompt is longer than that of the first one; the message names a budget that works."""
     trainer = trainer_of(model_dir, tmp_path, 8, 1, max_tokens_per_micro_batch=200)
     trainer.args.max_tokens_per_micro_batch = 40
@@ -125,71 +129,67 @@ def test_a_row_longer_than_the_budget(model_dir: Path, tmp_path: Path):
     assert widths[0] == max(widths) and len(widths) > 1
 
 
-def rows_of(trainer: GAGPOTrainer) -> dict[str, Tensor]:
-    """Eight rollouts as one micro-batch, with the log-probabilities of an old policy that was another."""
-    trainer.model.train()
-    rows = trainer._generate_and_score_completions(TASKS)
-    [[batch]] = trainer._micro_batches("train", rows, list(range(8)), steps=1)
-    if "old_per_token_logps" in batch:
-        noise = torch.rand(batch["completion_ids"].shape, generator=torch.Generator().manual_seed(0))
-        batch["old_per_token_logps"] = batch["old_per_token_logps"].double() + 0.3 * noise - 0.15
-    return batch
-
-
-def gradients(trainer: GAGPOTrainer, rows: dict[str, Tensor], parts: list[list[int]], steps: int = 1) -> list[Tensor]:
-    """Gradient of these micro-batches; `steps` optimizer steps share the rows."""
-    trainer.args.steps_per_generation, trainer.current_gradient_accumulation_steps = steps, 1
-    trainer.model.zero_grad()
-    for part in parts:
-        trainer._compute_loss(trainer.model, take_rows(rows, part)).backward()
-    return [parameter.grad.clone() for parameter in trainer.model.parameters() if parameter.requires_grad]
+def noise(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Differences between the log-probabilities of the old and the trained policy."""
+    return 0.3 * torch.rand(batch["completion_ids"].shape, generator=torch.Generator().manual_seed(0)) - 0.15
 
 
 @pytest.mark.parametrize("level", ["turn", "token", "sequence"])
-def test_any_order_and_cut_of_the_rows_gives_the_same_gradient(level: str, model_dir: Path, tmp_path: Path):
+def test_any_order_and_partition_of_the_sequences_gives_the_same_gradient(level: str, model_dir: Path, tmp_path: Path):
     """One, many, ragged, and with one that is empty. In double precision, but for norms and the head of the model."""
     trainer = trainer_of(
         model_dir, tmp_path, 8, 1, importance_sampling_level=level, num_iterations=2, invalid_action_penalty=0.1,
         max_tokens_per_micro_batch=10_000,
     )  # fmt: skip
-    rows = rows_of(trainer)
+    generation = Partitions(trainer, TASKS, shift=noise)
     trainer.model.double()
-    lengths = (rows["prompt_mask"].sum(1) + rows["completion_mask"].sum(1)).tolist()
+    lengths = generation.prepared.lengths
     cuts = [cut_by_tokens(range(8), lengths, max(lengths)), [[0, 5, 2], [7], [], [1, 3, 4, 6]]]
     for seed, size in enumerate([1, 3, 8]):
         order = torch.randperm(8, generator=torch.Generator().manual_seed(seed)).tolist()
         cuts.append(cut_by_rows(order, size))
-    for trainer.loss_type in LOSSES:
-        expected = gradients(trainer, rows, [list(range(8))])
+    for loss_type in LOSSES:
+        use_loss(trainer, loss_type)
+        expected = gradients(trainer, generation, [list(range(8))])
         assert max(gradient.abs().max() for gradient in expected) > 1e-4
         for cut in cuts:
-            for actual, wanted in zip(gradients(trainer, rows, cut), expected, strict=True):
+            for actual, wanted in zip(gradients(trainer, generation, cut), expected, strict=True):
                 torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=2e-8)
 
 
 def test_a_batch_that_serves_two_optimizer_steps(model_dir: Path, tmp_path: Path):
     """Each step is an update of full size: two of them are twice the one that has the whole batch."""
     trainer = trainer_of(model_dir, tmp_path, 8, 1)
-    rows = rows_of(trainer)
+    generation = Partitions(trainer, TASKS, shift=noise)
     parts = [[0, 3, 5, 6], [1, 2, 4, 7]]
-    for trainer.loss_type in LOSSES:
-        together = gradients(trainer, rows, [list(range(8))])
-        for apart, gradient in zip(gradients(trainer, rows, parts, steps=2), together, strict=True):
+    for loss_type in LOSSES:
+        use_loss(trainer, loss_type)
+        together = gradients(trainer, generation, [list(range(8))])
+        for apart, gradient in zip(gradients(trainer, generation, parts, steps=2), together, strict=True):
             torch.testing.assert_close(apart, 2 * gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_the_order_of_the_rollouts_does_not_change_their_advantages(model_dir: Path, tmp_path: Path):
-    """The rows of two groups swap places: each token keeps its advantage."""
+    """The rows of two groups swap places, and so do the rollouts within them: each token keeps its advantage."""
     trainer = trainer_of(model_dir, tmp_path, 8, 1)
     trainer.model.train()
-    plain = trainer._rollout_seeds("train", 8)
-    order = [6, 4, 7, 5, 2, 1, 0, 3]
-    inputs = [{"length": 1}] * 4 + [{"length": 3}] * 4
-    rows = trainer._generate_and_score_completions(inputs)
-    trainer._rollout_seeds = lambda mode, count: [plain[i] for i in order]
-    permuted = trainer._generate_and_score_completions([inputs[i] for i in order])
-    width = min(rows["advantages"].size(1), permuted["advantages"].size(1))
-    before, after = rows["rollout_ids"].argsort()[order], permuted["rollout_ids"].argsort()
-    for key in ("completion_ids", "advantages"):
-        torch.testing.assert_close(rows[key][before][:, :width], permuted[key][after][:, :width])
-    assert rows["advantages"].abs().max() > 0.5
+    order, inputs, seeds = [6, 4, 7, 5, 2, 1, 0, 3], [{"length": 1}] * 4 + [{"length": 3}] * 4, list(range(100, 108))
+
+    def played(order: list[int]) -> dict[int, tuple[list[list[int]], list[float]]]:
+        """Sampled ids and advantages of the turns of each rollout, by its number before the permutation."""
+        rows = [inputs[i] for i in order]
+        with trainer.generation.engines.open(Sampling()) as engine:
+            environments = trainer.environment_pool.take(rows)
+            trajectories = trainer.runner.play(rows, [seeds[i] for i in order], environments, engine)
+        batch = trainer.generation.turn_batch("train", trajectories, None)
+        advantages = trainer.generation.credit(batch).advantages
+        return {
+            i: ([turn.action_ids for turn in trajectory.turns], advantages[place, : len(trajectory.turns)].tolist())
+            for place, (i, trajectory) in enumerate(zip(order, trajectories, strict=True))
+        }
+
+    plain, permuted = played(list(range(8))), played(order)
+    assert max(abs(advantage) for _, advantages in plain.values() for advantage in advantages) > 0.5
+    for i, (ids, advantages) in plain.items():
+        assert permuted[i][0] == ids
+        assert permuted[i][1] == pytest.approx(advantages, rel=1e-5, abs=1e-6)

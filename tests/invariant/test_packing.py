@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
 
-from tests.invariant.test_micro_batches import TASKS, gradients, rows_of, trainer_of
+from tests.invariant.partitions import Partitions, gradients
+from tests.invariant.test_micro_batches import TASKS, noise, trainer_of
 from tests.toys import Corridor
 from tests.trainers.small import history, parameters, small_config, tasks
 from trl_agentic import AgenticGRPOConfig, AgenticGRPOTrainer, GAGPOTrainer
+from trl_agentic.trainers.batches import BatchBuilder
 
 
 PARTS = [[0, 5, 2], [7], [], [1, 3, 4, 6]]  # one pass has a single row, and one none that counts
@@ -29,11 +32,11 @@ def packing_trainer(model: Path, output_dir: Path, attention: str = "sdpa", **ch
 
 def assert_same_gradients(trainer: GAGPOTrainer) -> None:
     """Padded and packed, in double precision but for norms and the head of the model."""
-    rows = rows_of(trainer)
+    generation = Partitions(trainer, TASKS, shift=noise)
     trainer.model.double()
     found = []
-    for trainer._packs in (False, True):
-        found.append(gradients(trainer, rows, PARTS))
+    for trainer.logprobs.packs in (False, True):
+        found.append(gradients(trainer, generation, PARTS))
     assert max(gradient.abs().max() for gradient in found[0]) > 1e-4
     for padded, packed in zip(*found, strict=True):
         torch.testing.assert_close(packed, padded, rtol=1e-6, atol=2e-8)
@@ -67,7 +70,7 @@ def test_rows_of_any_length_have_the_same_log_probabilities(
     mask = torch.tensor([[1] * length + [0] * (width - length) for length in lengths])
     ids = torch.randint(5, 500, mask.shape, generator=generator)
     found = []
-    for trainer._packs in (False, True):
+    for trainer.logprobs.packs in (False, True):
         with torch.no_grad():
             found.append(
                 trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, width - 1, compute_entropy=True)
@@ -86,10 +89,10 @@ def test_flex_attention_keeps_rows_apart(model_dir: Path, tmp_path: Path):
     mask = torch.tensor([[1] * length + [0] * (9 - length) for length in LENGTHS])
     ids = torch.randint(5, 500, mask.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        trainer._check_packing()
+        trainer.logprobs.check_packing(trainer.model, torch.device("cpu"))
         packed = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 8)[0]
         trainer.model.set_attn_implementation("eager")
-        trainer._packs = False
+        trainer.logprobs.packs = False
         padded = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 8)[0]
     assert (padded != 0).any()
     torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-5)
@@ -100,13 +103,14 @@ def test_a_packed_run_is_the_padded_run(own_loss: bool, model_dir: Path, tmp_pat
     """Old and reference log-probabilities, evaluation and TRL's own loss included; nothing but tokens is computed."""
     runs = []
     for pack in (False, True):
-        changes = {"max_tokens_per_micro_batch": 300, "max_context_length": 300} if own_loss else {}
+        own = {"max_tokens_per_micro_batch": 300, "max_context_length": 300}
+        changes = own if own_loss else {"loss_type": "dr_grpo"}
         args = small_config(
             AgenticGRPOConfig, tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=2,
             optim="sgd", learning_rate=0.02, max_grad_norm=0.0, num_iterations=2, beta=0.1, pack_micro_batches=pack,
             invalid_action_penalty=0.1, eval_strategy="steps", eval_steps=2, eval_on_start=False, **changes,
         )  # fmt: skip
-        assert args.uses_turn_loss is own_loss
+        assert args.uses_own_loss is own_loss
         trainer = AgenticGRPOTrainer(
             str(model_dir), args=args, train_dataset=tasks(), eval_dataset=tasks(4), environment_factory=Corridor
         )
@@ -133,17 +137,24 @@ def test_a_packed_run_is_the_padded_run(own_loss: bool, model_dir: Path, tmp_pat
 
 def test_passes_are_filled_up_to_the_budget(model_dir: Path, tmp_path: Path):
     """What is counted are tokens, so that there are fewer passes; each step still has one."""
-    counts = {}
     trainer = trainer_of(model_dir, tmp_path, 2, 4, max_tokens_per_micro_batch=200, max_context_length=200)
     trainer.model.train()
-    rows = trainer._generate_and_score_completions(TASKS)
-    for trainer._packs in (False, True):
-        steps = trainer._micro_batches("train", rows, list(range(8)), steps=1)
-        tokens = [int(b["prompt_mask"].sum() + b["completion_mask"].sum()) for b in steps[0]]
-        counts[trainer._packs] = len(tokens)
+    trajectories, credit = trainer.generation.scored_rollouts(TASKS)
+
+    def passes(packs: bool, **changes: Any) -> list[list[dict[str, Tensor]]]:
+        args = replace(trainer.args, **changes)
+        builder = BatchBuilder(args, 0, packs, has_logprobs=False, may_sort=True, max_context=200)
+        return builder.build("train", trajectories, credit, torch.device("cpu"))[0]
+
+    counts = {}
+    for packs in (False, True):
+        [step] = passes(packs, gradient_accumulation_steps=1, steps_per_generation=1, generation_batch_size=None)
+        tokens = [int(batch["prompt_mask"].sum() + batch["completion_mask"].sum()) for batch in step]
+        counts[packs] = len(tokens)
         assert max(tokens) <= 200
     assert counts[True] < counts[False]
-    assert [len(step) for step in trainer._micro_batches("train", rows, list(range(8)), steps=9)] == [1] * 9
+    steps = {"gradient_accumulation_steps": 9, "steps_per_generation": 9, "generation_batch_size": None}
+    assert [len(step) for step in passes(True, **steps)] == [1] * 9
 
 
 def test_a_model_in_which_rows_see_one_another(model_dir: Path, tmp_path: Path):

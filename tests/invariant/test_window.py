@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.invariant.test_micro_batches import LOSSES, TASKS, gradients, trainer_of
+from tests.invariant.partitions import Partitions, gradients, use_loss
+from tests.invariant.test_micro_batches import LOSSES, TASKS, trainer_of
 from tests.trainers.small import history, parameters
-from trl_agentic import GAGPOTrainer
 from trl_agentic.batching.micro_batches import cut_by_rows, cut_by_tokens
 from trl_agentic.types import Trajectory
 
@@ -67,17 +67,9 @@ def apart(trajectory: Trajectory) -> Trajectory:
     return replace(trajectory, turns=turns)
 
 
-def rows_of(trainer: GAGPOTrainer, trajectories: list[Trajectory]) -> dict[str, Tensor]:
-    """One micro-batch of all rows, with log-probabilities of an old policy that depend on a token's place alone."""
-    batch = trainer._global_batch(trajectories, None, "train")
-    rows = trainer._training_rows("train", trajectories, trainer.turn_advantages(batch), None)
-    count = len(rows["rollout_ids"])
-    [[batch_rows]] = trainer._micro_batches("train", rows, list(range(count)), steps=1)
-    shift = 0.1 * torch.sin(
-        batch_rows["completion_ids"] + 7.0 * batch_rows["turn_ids"] + batch_rows["rollout_ids"][:, None]
-    )
-    batch_rows["old_per_token_logps"] = batch_rows["old_per_token_logps"].double() + shift
-    return batch_rows
+def shift(batch: dict[str, Tensor]) -> Tensor:
+    """A difference between the old and the trained policy that depends on a token and its turn, not on its place."""
+    return 0.1 * torch.sin(batch["completion_ids"] + 7.0 * batch["turn_ids"] + batch["rollout_ids"][:, None])
 
 
 @pytest.mark.parametrize("level", ["turn", "token"])
@@ -91,14 +83,16 @@ def test_turns_in_rows_of_their_own_give_the_same_gradient(
         max_tokens_per_micro_batch=20_000, **TURNS, **context,
     )  # fmt: skip
     trainer.model.train()
-    shared = trainer._play(TASKS, trainer._rollout_seeds("train", 8))
-    together, alone = rows_of(trainer, shared), rows_of(trainer, [apart(t) for t in shared])
-    assert len(together["rollout_ids"]) < len(alone["rollout_ids"]) == sum(len(t.turns) for t in shared)
+    shared, _ = trainer.generation.scored_rollouts(TASKS)
+    together = Partitions(trainer, trajectories=shared, shift=shift)
+    alone = Partitions(trainer, trajectories=[apart(t) for t in shared], shift=shift)
+    assert len(together) < len(alone) == sum(len(t.turns) for t in shared)
     trainer.model.double()
-    lengths = (alone["prompt_mask"].sum(1) + alone["completion_mask"].sum(1)).tolist()
+    lengths = alone.prepared.lengths
     cuts = [cut_by_rows(range(len(lengths)), 5), cut_by_tokens(range(len(lengths)), lengths, max(lengths))]
-    for trainer.loss_type in LOSSES:
-        expected = gradients(trainer, together, [list(range(len(together["rollout_ids"])))])
+    for loss_type in LOSSES:
+        use_loss(trainer, loss_type)
+        expected = gradients(trainer, together, [list(range(len(together)))])
         assert max(gradient.abs().max() for gradient in expected) > 1e-4
         for cut in cuts:
             for actual, wanted in zip(gradients(trainer, alone, cut), expected, strict=True):
