@@ -200,7 +200,8 @@ def test_errors_name_the_option(option: str, value: Any, message: str):
 
 
 def test_more_errors():
-    with pytest.raises(ValueError, match="clip_beta must be in"):
-        a2tgpo_clip_scale(make_batch(EXAMPLE), clip_beta=-0.1)
+    for clip_beta in (-0.1, 1.5, NAN):
+        with pytest.raises(ValueError, match="clip_beta must be in"):
+            a2tgpo_clip_scale(make_batch(EXAMPLE), clip_beta=clip_beta)
     with pytest.raises(ValueError, match="information_gain"):
         a2tgpo_advantages(replace(make_batch(EXAMPLE), information_gain=None))

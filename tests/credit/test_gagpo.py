@@ -20,7 +20,7 @@ from tests.credit.batches import (
     standardised,
     total,
 )
-from trl_agentic.credit import discounted_returns, gagpo_advantages, grouped_mean
+from trl_agentic.credit import discounted_returns, gagpo_advantages, gagpo_values, grouped_mean
 from trl_agentic.credit.grouping import state_keys
 
 
@@ -112,6 +112,17 @@ def test_worked_example():
     close(gagpo_advantages(make_batch(EXAMPLE), gamma=1.0, lam=1.0), [[math.sqrt(2), 0.0], [-math.sqrt(2), 0.0]])
 
 
+def test_returns_and_values_by_hand():
+    # gamma = 0.95: R1 = (0.95, 1), R2 = (0, 0); V(A) = 0.475, V(B) = 1 and V(C) = 0 are their own returns.
+    returns, values = gagpo_values(make_batch(EXAMPLE))
+    close(returns, [[0.95, 1.0], [0.0, 0.0]])
+    close(values, [[0.475, 1.0], [0.475, 0.0]])
+    # gamma = 1: R1 = (1, 1), so the mean of the group is 0.5. The visit of A by the other rollout: 0 and 1.
+    returns, values = gagpo_values(make_batch(EXAMPLE), 1.0, "group_mean", leave_one_out=True)
+    close(returns, [[1.0, 1.0], [0.0, 0.0]])
+    close(values, [[0.0, 0.5], [1.0, 0.5]])
+
+
 def test_discount_and_lambda_by_hand():
     # gamma = 0.5, lam = 0.5. R1 = (0.5, 1), R2 = (0, 0); V(A) = 0.25, V(B) = 1, V(C) = 0.
     # delta1 = (0.5 * 1 - 0.25, 0) = (0.25, 0), delta2 = (-0.25, 0).
@@ -199,6 +210,8 @@ def test_episode_advantage_by_hand():
     # Episode returns 1 and 0: mean 0.5, population std 0.5, so +1 and -1, added with weight 0.25 after step 6.
     actual = gagpo_advantages(make_batch(EXAMPLE), 1.0, 1.0, episode_advantage_weight=0.25)
     close(actual, [[math.sqrt(2) + 0.25, 0.25], [-math.sqrt(2) - 0.25, -0.25]])
+    actual = gagpo_advantages(make_batch(EXAMPLE), 1.0, 1.0, episode_advantage_weight=1.0)
+    close(actual, [[math.sqrt(2) + 1.0, 1.0], [-math.sqrt(2) - 1.0, -1.0]])
     # Outcomes take the place of the sums: 3 and 7, so -1 and +1.
     rollouts = [EXAMPLE[0]._replace(outcome=3.0), EXAMPLE[1]._replace(outcome=7.0)]
     actual = gagpo_advantages(make_batch(rollouts), 1.0, 1.0, episode_advantage_weight=0.25)
