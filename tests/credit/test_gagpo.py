@@ -212,6 +212,11 @@ def test_episode_advantage_by_hand():
     close(actual, [[math.sqrt(2) + 0.25, 0.25], [-math.sqrt(2) - 0.25, -0.25]])
     actual = gagpo_advantages(make_batch(EXAMPLE), 1.0, 1.0, episode_advantage_weight=1.0)
     close(actual, [[math.sqrt(2) + 1.0, 1.0], [-math.sqrt(2) - 1.0, -1.0]])
+    # eps = 1: 0.5 / (0.5 + 1) = 1/3, added to the raw advantages (0.5, 0) and (-0.5, 0).
+    actual = gagpo_advantages(
+        make_batch(EXAMPLE), 1.0, 1.0, advantage_norm="none", episode_advantage_weight=1.0, eps=1.0
+    )
+    close(actual, [[0.5 + 1 / 3, 1 / 3], [-0.5 - 1 / 3, -1 / 3]])
     # Outcomes take the place of the sums: 3 and 7, so -1 and +1.
     rollouts = [EXAMPLE[0]._replace(outcome=3.0), EXAMPLE[1]._replace(outcome=7.0)]
     actual = gagpo_advantages(make_batch(rollouts), 1.0, 1.0, episode_advantage_weight=0.25)

@@ -101,16 +101,30 @@ def test_dtype_is_kept_and_inputs_are_not_written(dtype: torch.dtype):
     assert torch.equal(rewards, copies[0]) and torch.equal(mask, copies[1])
 
 
+def test_values_of_another_dtype_do_not_change_the_dtype():
+    # delta = (1 + 0.5 * 1 - 1, 1 + 0.5 * 2 - 1) = (0.5, 1); A0 = 0.5 + 0.25 * 1 = 0.75
+    rewards, mask = torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    actual = generalized_advantage_estimate(
+        rewards, rewards.double(), mask, 0.5, 0.5, bootstrap_values=torch.tensor([2.0], dtype=torch.float64)
+    )
+    assert actual.dtype == torch.float32 and actual.tolist() == [[0.75, 1.0]]
+    assert generalized_advantage_estimate(rewards, rewards.double(), mask, 0.5, 0.5).dtype == torch.float32
+
+
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_errors_name_the_argument(value: float):
     rewards, mask = torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match="gamma"):
+    with pytest.raises(ValueError, match="^gamma must be in"):
         discounted_returns(rewards, mask, value)
-    with pytest.raises(ValueError, match="lam "):
+    with pytest.raises(ValueError, match="^gamma must be in"):
+        generalized_advantage_estimate(rewards, rewards, mask, value, 1.0)
+    with pytest.raises(ValueError, match="^lam must be in"):
         generalized_advantage_estimate(rewards, rewards, mask, 1.0, value)
-    with pytest.raises(ValueError, match="turn_mask"):
+    with pytest.raises(ValueError, match="^turn_mask must have shape"):
         discounted_returns(rewards, mask[:1], 1.0)
-    with pytest.raises(ValueError, match="values"):
+    with pytest.raises(ValueError, match="^turn_mask must have shape"):
+        generalized_advantage_estimate(rewards, rewards, mask[:1], 1.0, 1.0)
+    with pytest.raises(ValueError, match="^values must have shape"):
         generalized_advantage_estimate(rewards, rewards[:, :1], mask, 1.0, 1.0)
-    with pytest.raises(ValueError, match="bootstrap_values"):
+    with pytest.raises(ValueError, match="^bootstrap_values must have shape"):
         generalized_advantage_estimate(rewards, rewards, mask, 1.0, 1.0, torch.zeros(3))
