@@ -90,7 +90,8 @@ def test_grpo_equals_the_loop(rollouts: list[Rollout], scale: bool):
 
 
 def test_grpo_batch_scale_of_one_rollout_is_zero():
-    assert not grpo_advantages(make_batch([Rollout(0, [5.0], [A])]), scale_by_std="batch").any()
+    for eps in (1e-4, 0.0):
+        assert not grpo_advantages(make_batch([Rollout(0, [5.0], [A])]), scale_by_std="batch", eps=eps).any()
 
 
 # RLOO

@@ -84,6 +84,8 @@ def test_equal_values_have_exactly_their_mean_and_deviation_zero(value: float, n
     assert torch.equal(grouped_mean(values, keys, mask, leave_one_out=True), values)
     assert torch.equal(grouped_normalize(values, keys, mask, eps=0.0), torch.zeros_like(values))
     assert torch.equal(grouped_std(values, keys, mask, correction=1), torch.zeros_like(values))
+    for function in (grouped_mean, grouped_std, grouped_normalize):
+        assert function(values, keys, mask).dtype == dtype
 
 
 def test_nan_outside_the_mask_is_not_read():

@@ -117,9 +117,8 @@ def grouped_mean(values: Tensor, keys: Tensor, mask: Tensor, leave_one_out: bool
     if leave_one_out:
         count = table.count[table.index]
         total = table.mean_offset[table.index] * count
-        # low + (sum of the others' offsets) / (n - 1), with low = value - offset
-        others = values.double() - table.offset + (total - table.offset) / (count - 1).clamp(min=1)
-        mean = torch.where(count > 1, others, mean)
+        # low + (sum of the others' offsets) / (n - 1), with low = value - offset; the value itself for n = 1
+        mean = values.double() - table.offset + (total - table.offset) / (count - 1).clamp(min=1)
     return torch.where(mask, mean, 0.0).to(values.dtype)
 
 
