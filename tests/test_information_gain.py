@@ -189,6 +189,21 @@ def test_without_a_bridge_and_at_the_first_token(tiny_model_dir: Model):
     assert_close(answer_logprobs(model, ids, boundaries, answers), plain(model, ids, boundaries, answers, []))
 
 
+def test_a_sequence_without_a_boundary_has_no_score(tiny_model_dir: Model):
+    model = load(tiny_model_dir())
+    [none, one] = answer_logprobs(model, [[3, 4], [5, 6]], [[], [2]], [[[8]], [[9]]], BRIDGE)
+    assert none.tolist() == [] and one.shape == (1,)
+
+
+def test_logits_are_computed_for_scored_tokens_only(tiny_model_dir: Model):
+    # Two probes with an answer of two tokens: one position of the prefix pass (the fewest possible), then 2 x 2.
+    model = load(tiny_model_dir())
+    widths: list[int] = []
+    model.lm_head.register_forward_hook(lambda module, args, logits: widths.append(logits.shape[1]))
+    answer_logprobs(model, [[1, 2, 3, 4]], [[2, 4]], [[[8, 9]]], BRIDGE)
+    assert widths == [1, 4]
+
+
 def test_the_likeliest_answer_counts(tiny_model_dir: Model):
     model = load(tiny_model_dir())
     ids, boundaries, _ = case([6])
