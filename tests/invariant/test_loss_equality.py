@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
+from tests.invariant.partitions import Partitions
 from tests.toys import Corridor
 from tests.trainers.small import small_config, tasks
 from trl_agentic import AgenticGRPOConfig, AgenticGRPOTrainer
 
 
 SHARED = {"beta": 0.1, "epsilon": 0.1, "epsilon_high": 0.15, "num_generations": 4}
-# All loss types that GRPOTrainer has and that we accept at a level, and those of our own loss.
+# All loss types that GRPOTrainer has and that are accepted at a level: `grpo` and `dapo` are this package's own loss.
 CASES = [
     *((loss_type, level, {}) for level in ("token", "sequence")
       for loss_type in ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")
-      if (loss_type, level) != ("vespo", "sequence")),  # it takes the sequence's ratio by itself
+      if (loss_type, level) != ("vespo", "sequence")),  # it computes the sequence's ratio itself
     *((loss_type, level, {"max_tokens_per_micro_batch": 4096}) for level in ("token", "sequence")
       for loss_type in ("grpo", "dapo")),
 ]  # fmt: skip
@@ -46,28 +47,20 @@ def theirs(model: Path, out: Path, **changes: Any) -> GRPOTrainer:
 def batch(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], Tensor]:
     """Training sequences of two groups of four rollouts, off policy, and the returns of the rollouts."""
     trainer = ours(model_dir, tmp_path_factory.mktemp("batch"))
-    played: list[Any] = []
-    original = trainer._play
-
-    def play(*args: Any, **kwargs: Any) -> Any:
-        played.extend(original(*args, **kwargs))
-        for i, trajectory in enumerate(played):
-            trajectory.turns[-1].reward = [0.25, 1.0, 0.0, 0.5, 2.0, 0.0, 0.0, 0.125][i]
-            trajectory.turns[0].reward = 0.0 if len(trajectory.turns) > 1 else trajectory.turns[0].reward
-        return played
-
-    trainer._play = play  # type: ignore[method-assign]
     trainer.model.train()
-    drawn = trainer._generate_and_score_completions([{"length": 2}] * 4 + [{"length": 3}] * 4)
-    order = drawn["rollout_ids"].argsort()
-    rows = {name: value[order] if value.dim() else value for name, value in drawn.items()}
-    assert len(rows["prompt_ids"]) == 8 and (rows["turn_ids"].amax(1) > 0).any()
+    played, _ = trainer.generation.scored_rollouts([{"length": 2}] * 4 + [{"length": 3}] * 4)
+    for trajectory, reward in zip(played, [0.25, 1.0, 0.0, 0.5, 2.0, 0.0, 0.0, 0.125], strict=True):
+        trajectory.turns[0].reward = 0.0
+        trajectory.turns[-1].reward = reward
+    partitions = Partitions(trainer, trajectories=played)
+    by_rollout = sorted(range(8), key=lambda i: partitions.prepared.sequences[i].rollout)
+    rows = partitions.micro_batch(by_rollout)
+    assert rows["rollout_ids"].tolist() == list(range(8)) and (rows["turn_ids"].amax(1) > 0).any()
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        logps = trainer._token_logps(trainer.model, rows)[0]
+        logps = trainer.logprobs.of_batch(trainer.model, rows)[0]
     rows["old_per_token_logps"] = logps + 0.2 * torch.randn(logps.shape, generator=noise)
     rows["ref_per_token_logps"] = logps + 0.2 * torch.randn(logps.shape, generator=noise)
-    rows["num_micro_batches"] = torch.tensor(1)
     return rows, torch.tensor([trajectory.episode_return for trajectory in played])
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,19 +142,21 @@ def test_passes_are_filled_up_to_the_budget(model_dir: Path, tmp_path: Path):
     trajectories, credit = trainer.generation.scored_rollouts(TASKS)
 
     def passes(packs: bool, **changes: Any) -> list[list[dict[str, Tensor]]]:
-        args = replace(trainer.args, **changes)
+        args = copy.copy(trainer.args)
+        for name, value in changes.items():
+            setattr(args, name, value)
         builder = BatchBuilder(args, 0, packs, has_logprobs=False, may_sort=True, max_context=200)
         return builder.build("train", trajectories, credit, torch.device("cpu"))[0]
 
     counts = {}
     for packs in (False, True):
-        [step] = passes(packs, gradient_accumulation_steps=1, steps_per_generation=1, generation_batch_size=None)
+        [step] = passes(packs, gradient_accumulation_steps=1, steps_per_generation=1)
         tokens = [int(batch["prompt_mask"].sum() + batch["completion_mask"].sum()) for batch in step]
         counts[packs] = len(tokens)
         assert max(tokens) <= 200
     assert counts[True] < counts[False]
-    steps = {"gradient_accumulation_steps": 9, "steps_per_generation": 9, "generation_batch_size": None}
-    assert [len(step) for step in passes(True, **steps)] == [1] * 9
+    steps = passes(True, gradient_accumulation_steps=9, steps_per_generation=9)
+    assert [len(step) for step in steps] == [1] * 9
 
 
 def test_a_model_in_which_rows_see_one_another(model_dir: Path, tmp_path: Path):
