@@ -263,10 +263,6 @@ def count_rollouts(mask: Tensor, rollout_ids: Tensor) -> Tensor:
     return torch.tensor(torch.unique(rollout_ids[trained]).numel(), device=mask.device)
 
 
-# Deprecated name of `importance_correction`.
-engine_correction = importance_correction
-
-
 def _wide(dtype: torch.dtype) -> torch.dtype:
     """Data type of sums: half precision cannot count more than a few hundred tokens."""
     return torch.promote_types(dtype, torch.float32)

@@ -1,1 +1,1 @@
-"""Trainers: TRL's `GRPOTrainer` with another rollout, another credit rule and another clip range."""
+"""Trainers: one per algorithm, on top of TRL's GRPOTrainer."""

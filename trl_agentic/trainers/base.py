@@ -37,7 +37,7 @@ from trl_agentic.trainers.checkpoints import check_output_dir, checkpoint_bytes,
 from trl_agentic.trainers.config import AgenticConfig
 from trl_agentic.trainers.evaluations import EvaluationHistory
 from trl_agentic.trainers.generation import GenerationPipeline, Position
-from trl_agentic.trainers.logprobs import PolicyLogprobs, add_engine_correction, resolve_packing
+from trl_agentic.trainers.logprobs import PolicyLogprobs, add_importance_correction, resolve_packing
 from trl_agentic.trainers.objective import PolicyObjective, gradient_share
 from trl_agentic.trainers.rewards import RewardScorer
 from trl_agentic.trainers.tracking import EpisodeTracker, advantage_metrics, summarize
@@ -77,7 +77,7 @@ class AgenticTrainer(GRPOTrainer):
             `None`, a prompt is the conversation itself without its oldest turns.
 
     Raises:
-        ValueError: the arguments, the tasks, the chat template or the budgets cannot work. Raised before training.
+        ValueError: the arguments, the tasks, the chat template or the budgets cannot work.
     """
 
     _tag_names = ["trl", "trl-agentic"]
@@ -193,11 +193,7 @@ class AgenticTrainer(GRPOTrainer):
     # Hooks of algorithms
 
     def check_tasks(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Raises a `ValueError` before training if the algorithm cannot work on a task. By default it works on all.
-
-        Args:
-            rows: rows of a dataset; only the first ones of a stream.
-        """
+        """Raises a `ValueError` if the algorithm cannot work on one of the rows (of a stream, the first ones)."""
 
     def ask_engine(self, engine: Engine, trajectories: list[Trajectory]) -> list[Trajectory]:
         """Completes rollouts while the inference engine still has their weights and contexts. Default: no change.
@@ -399,7 +395,7 @@ class AgenticTrainer(GRPOTrainer):
             self.logprobs.add_frozen(batches, self.model if stale or correct else None, reference)
         if self.use_vllm:
             bounds = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
-            mismatch = add_engine_correction(batches, correct, self.vllm_importance_sampling_mode, *bounds)
+            mismatch = add_importance_correction(batches, correct, self.vllm_importance_sampling_mode, *bounds)
             self.tracker.record_engine_mismatch(mode, mismatch)
 
     @contextmanager

@@ -22,7 +22,7 @@ class EvaluationHistory:
     Args:
         args: arguments of the trainer.
         pool: environments.
-        trained_on: names of the environments of the training rows.
+        trained_on: names of the environments of the training tasks.
     """
 
     def __init__(self, args: AgenticConfig, pool: EnvironmentPool, trained_on: list[str | None]):

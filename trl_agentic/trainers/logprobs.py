@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.utils.generic import is_flash_attention_requested
 
 from trl_agentic.batching.collate import pack_rows
-from trl_agentic.loss import engine_correction
+from trl_agentic.loss import importance_correction
 
 
 def resolve_packing(wanted: bool | None, attention: str) -> bool:
@@ -161,7 +161,7 @@ class PolicyLogprobs:
         return packed.unpack(outputs.log_probs)[:, -keep:], entropies, aux_loss
 
 
-def add_engine_correction(
+def add_importance_correction(
     batches: list[dict[str, Tensor]], correct: bool, mode: str, low: float | None, high: float | None
 ) -> tuple[float, float, float] | None:
     """Adds `importance_sampling_ratio`, the importance correction for the engine mismatch, to micro-batches.
@@ -185,7 +185,7 @@ def add_engine_correction(
     for batch in batches:
         mask = batch["tool_mask"].bool()
         gap = batch["old_per_token_logps"] - batch["sampling_per_token_logps"]
-        weight = engine_correction(gap, mask, batch["turn_ids"], level, form, low, high)
+        weight = importance_correction(gap, mask, batch["turn_ids"], level, form, low, high)
         batch["importance_sampling_ratio"] = weight
         largest = max(largest, torch.where(mask, gap, 0.0).nan_to_num().abs().max().item())
         total, tokens = total + (weight * mask).sum().item(), tokens + mask.sum().item()

@@ -196,7 +196,7 @@ class EpisodeTracker:
             self._token_sums[mode][name] = known + total, tokens + totals[-1]
 
     def record_engine_mismatch(self, mode: str, mismatch: tuple[float, float, float] | None) -> None:
-        """Records the importance correction of a generation, as `add_engine_correction` returns it."""
+        """Records the importance correction of a generation, as `add_importance_correction` returns it."""
         if mismatch is None:
             return
         processes = gather_object([mismatch])
