@@ -18,7 +18,7 @@ class LocalBackward:
         accelerator: the trainer's accelerator.
         is_fsdp: whether FSDP shards the model. Gradients that were not exchanged are not sharded either, so FSDP
             exchanges them in every pass.
-        is_deepspeed: whether DeepSpeed trains the model. Its backward pass must not scale the loss, as in transformers.
+        is_deepspeed: whether DeepSpeed trains the model. As in transformers, its backward pass does not scale.
     """
 
     def __init__(self, accelerator: Accelerator, is_fsdp: bool, is_deepspeed: bool):

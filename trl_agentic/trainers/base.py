@@ -169,9 +169,13 @@ class AgenticTrainer(GRPOTrainer):
         self._trajectory_log = TrajectoryLog(Path(args.output_dir) / "trajectories", args.save_trajectories_steps)
         for callback in (self._nonfinite_guard, self._stop_on_signal, self._trajectory_log):
             self.add_callback(callback)
+
+        def position() -> Position:
+            return Position(self._step, self.state.global_step, self.state.max_steps, self.model.training)
+
         self.generation = GenerationPipeline(
             args, self, pool, self.runner, source, rewards, self.tracker, batches, self.objective,
-            self._trajectory_log, self._nonfinite_guard, partial(setattr, self, "environments"), self._position,
+            self._trajectory_log, self._nonfinite_guard, partial(setattr, self, "environments"), position,
         )  # fmt: skip
 
     @contextmanager
@@ -186,9 +190,6 @@ class AgenticTrainer(GRPOTrainer):
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
             yield model
-
-    def _position(self) -> Position:
-        return Position(self._step, self.state.global_step, self.state.max_steps, self.model.training)
 
     # Hooks of algorithms
 
@@ -256,13 +257,12 @@ class AgenticTrainer(GRPOTrainer):
         super()._load_best_model()
         self.generation.engines.invalidate()
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in TRL; every evaluation samples with the same seeds."""
-        self.generation.start_evaluation()
-        return super().evaluate(*args, **kwargs)
-
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As in transformers, with the metric `eval_success` (`episode/success`), which can choose the best model."""
+        """As in transformers, with the metric `eval_success` (`episode/success`), which can choose the best model.
+
+        Every evaluation samples with the same seeds.
+        """
+        self.generation.start_evaluation()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         dataset = (args[0] if args else kwargs["dataloader"]).dataset
         count = len(dataset) * self.num_generations_eval if isinstance(dataset, Sized) else None
@@ -368,7 +368,7 @@ class AgenticTrainer(GRPOTrainer):
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _prepare_inputs(self, generation_batch: Any) -> list[MicroBatch]:
-        """Micro-batches of the next accumulation step, or of a whole evaluation batch. Generates when TRL would."""
+        """Micro-batches of the next accumulation step, or of an evaluation batch. Generates when TRL would."""
         self.logprobs.check_packing(self.model, self.accelerator.device)
         if not self.model.training:
             return self._generate("eval", generation_batch)[0]
@@ -390,23 +390,14 @@ class AgenticTrainer(GRPOTrainer):
         correct = self.use_vllm and self.vllm_importance_sampling_correction and mode == "train"
         # If every optimizer step follows its own generation, the old policy is the current one.
         stale = self.args.gradient_accumulation_steps % self.generation.steps_between_generations != 0
-        reference = self._reference_model() if self.beta != 0.0 else None
+        policy = self.accelerator.unwrap_model(self.model)
+        reference = reference_model(self.ref_model, self.model, policy) if self.beta != 0.0 else None
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             self.logprobs.add_frozen(batches, self.model if stale or correct else None, reference)
         if self.use_vllm:
             bounds = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
             mismatch = add_importance_correction(batches, correct, self.vllm_importance_sampling_mode, *bounds)
             self.tracker.record_engine_mismatch(mode, mismatch)
-
-    @contextmanager
-    def _reference_model(self) -> Iterator[Any]:
-        """The reference model; for an adapter, the policy with its initial adapter or without one, as in TRL."""
-        if self.ref_model is not None:
-            yield self.ref_model
-            return
-        policy = self.accelerator.unwrap_model(self.model)
-        with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
-            yield self.model
 
     def compute_loss(
         self, model: Any, inputs: list[MicroBatch], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -446,3 +437,13 @@ class AgenticTrainer(GRPOTrainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         self._nonfinite_guard.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         return self._nonfinite_guard.grad_norm
+
+
+@contextmanager
+def reference_model(separate: Any | None, model: Any, policy: Any) -> Iterator[Any]:
+    """The separate reference model, or else the policy with its initial adapter or without one, as in TRL."""
+    if separate is not None:
+        yield separate
+        return
+    with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
+        yield model

@@ -144,21 +144,14 @@ def server_source(
         barrier=accelerator.wait_for_everyone,
         profile=profile,
     )
-    served = served_models(urls[:1])[0]["id"]
+    served, timeout = served_models(urls[:1])[0]["id"], args.vllm_server_timeout
     extra = dict(args.generation_kwargs or {})
     if args.vllm_structured_outputs_regex is not None:
         extra["structured_outputs"] = {"regex": args.vllm_structured_outputs_regex}
 
     def make(sampling: Sampling) -> VLLMServerEngine:
         return VLLMServerEngine(
-            urls,
-            served,
-            eos_token_ids,
-            sampling,
-            extra,
-            step(),
-            timeout=args.vllm_server_timeout,
-            check=sync.check_server,
+            urls, served, eos_token_ids, sampling, extra, step(), timeout=timeout, check=sync.check_server
         )
 
     return VLLMSource(sync, make)

@@ -41,7 +41,7 @@ def gate() -> threading.Event:
 
 def test_what_was_begun_is_asked_for_once(gate: threading.Event):
     handle = EnvironmentHandle(Gate, WorkerOptions())
-    handle.reset_ahead(length=3)
+    handle.prefetch_reset(length=3)
     gate.set()
     wait([handle.pending])
     time.sleep(0.05)
@@ -57,7 +57,7 @@ def test_what_was_begun_is_asked_for_once(gate: threading.Event):
 def test_seconds_saved_are_those_before_the_question(gate: threading.Event, monkeypatch: pytest.MonkeyPatch):
     handle = EnvironmentHandle(Gate, WorkerOptions())
     begun = time.perf_counter()
-    handle.reset_ahead(length=3)
+    handle.prefetch_reset(length=3)
     time.sleep(0.2)
     asked: list[float] = []
     result = handle.pending.result
@@ -74,13 +74,15 @@ def test_seconds_saved_are_those_before_the_question(gate: threading.Event, monk
     handle.close()
 
 
-def test_another_row_is_reset_anew(gate: threading.Event):
+def test_a_discarded_reset_is_not_used(gate: threading.Event):
     gate.set()
     handle = EnvironmentHandle(Gate, WorkerOptions())
-    handle.reset_ahead(length=3)
+    handle.prefetch_reset(length=3)
+    handle.discard_prefetched()
     assert handle.reset(length=2).endswith("cell 2.")
-    handle.reset_ahead(length=3)
-    handle.reset_ahead(length=1)  # the one before is given up
+    handle.discard_prefetched()  # nothing to discard
+    handle.prefetch_reset(length=3)
+    handle.prefetch_reset(length=1)  # the one before is given up
     assert handle.reset(length=1).endswith("cell 1.")
     assert Gate.events == ["reset"] * 4
     handle.close()
@@ -96,7 +98,7 @@ def test_a_failing_reset_fails_as_it_does_at_its_time(kind: str, fault: str, tmp
             row = {"fault": fault, "at": 0, "times": times, "count": str(tmp_path / f"count_{ahead}_{times}")}
             handle = EnvironmentHandle(Faulty, WorkerOptions(kind, timeout=30.0, retries=2))
             if ahead:
-                handle.reset_ahead(**row)
+                handle.prefetch_reset(**row)
                 wait([handle.pending])
             try:
                 outcome = handle.reset(**row)
@@ -111,7 +113,7 @@ def test_a_failing_reset_fails_as_it_does_at_its_time(kind: str, fault: str, tmp
 
 def test_an_environment_is_closed_when_its_reset_ends(gate: threading.Event):
     handle = EnvironmentHandle(Gate, WorkerOptions())
-    handle.reset_ahead(length=3)
+    handle.prefetch_reset(length=3)
     answer = handle.pending
     handle.close()
     assert Gate.events == [] and not answer.done()
