@@ -26,6 +26,7 @@ from trl_agentic import (
     StepResult,
     TurnBatch,
 )
+from trl_agentic.trainers.batches import PreparedGeneration
 
 
 ROLLOUTS = 12  # three groups of four: with two processes the second one spans both
@@ -80,9 +81,16 @@ class Recording(AgenticTrainer):
         self.recorded = [*getattr(self, "recorded", []), advantages]
         return advantages
 
-    def _accumulation_steps(self, rows: dict[str, Tensor]) -> list[list[dict[str, Tensor]]]:
-        self.tokens += int(rows["prompt_mask"].sum() + rows["completion_mask"].sum())
-        return super()._accumulation_steps(rows)
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        prepare = self.generation.batches.prepare
+
+        def counted(mode: str, *args: Any) -> PreparedGeneration:
+            prepared = prepare(mode, *args)
+            self.tokens += sum(map(len, prepared.sequences)) if mode == "train" else 0
+            return prepared
+
+        self.generation.batches.prepare = counted  # type: ignore[method-assign]
 
 
 class RecordingGAGPO(Recording, GAGPOTrainer):

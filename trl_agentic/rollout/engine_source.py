@@ -45,6 +45,8 @@ class TransformersSource:
     ):
         self._unwrapped, self._eos_token_ids, self._pad_token_id = unwrapped, eos_token_ids, pad_token_id
         self._step, self._any_active = step, any_active
+        self.samples_in_step = any_active is not None
+        """Whether all processes take part in every forward pass."""
 
     @contextmanager
     def open(self, sampling: Sampling) -> Iterator[Engine]:
