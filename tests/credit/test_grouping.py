@@ -42,6 +42,9 @@ def test_mean_and_normalisation_by_hand():
     torch.testing.assert_close(grouped_std(values, keys, mask, correction=1)[0], torch.full((2,), math.sqrt(2)))
     assert grouped_normalize(values, keys, mask, eps=0.0).tolist() == [[-1.0, 1.0], [0.0, 0.0]]
     assert grouped_normalize(values, keys, mask, eps=1.0).tolist() == [[-0.5, 0.5], [0.0, 0.0]]
+    # The default eps is 1e-6: 1 / (1 + 1e-6) = 0.999999.
+    by_default = grouped_normalize(values.double(), keys, mask)[0]
+    torch.testing.assert_close(by_default, torch.tensor([-0.999999, 0.999999]).double(), rtol=0, atol=1e-7)
     assert grouped_normalize(values + 1, keys, mask, scale_by_std=False).tolist() == [[-1.0, 1.0], [0.0, 0.0]]
 
 

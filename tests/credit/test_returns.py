@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -85,6 +87,12 @@ def test_episode_returns_prefer_outcomes():
     assert episode_returns(make_batch(rollouts)).tolist() == [3.0, 0.0]
     rollouts = [r._replace(outcome=-1.0) for r in rollouts]
     assert episode_returns(make_batch(rollouts)).tolist() == [-1.0, -1.0]
+
+
+def test_episode_returns_have_the_dtype_of_the_rewards():
+    batch = make_batch([Rollout(0, [1.0, 2.0], [0, 0])], torch.float32)
+    assert episode_returns(batch).dtype == torch.float32
+    assert episode_returns(replace(batch, outcomes=torch.ones(1, dtype=torch.float64))).dtype == torch.float32
 
 
 def test_last_turn_mask():
