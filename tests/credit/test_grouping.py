@@ -134,7 +134,7 @@ def test_errors_name_the_argument():
         ((values, keys.float(), mask), "keys"),
         ((values, keys, mask.long()), "mask"),
     ):
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises(ValueError, match=f"^{name} must "):
             grouped_mean(*wrong)
     with pytest.raises(ValueError, match="eps"):
         grouped_normalize(values, keys, mask, eps=-1e-6)

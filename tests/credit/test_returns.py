@@ -24,6 +24,12 @@ def test_discounted_returns_by_hand():
     torch.testing.assert_close(discounted_returns(rewards, mask, 0.5), expected)
 
 
+def test_batches_without_a_turn_axis():
+    empty = torch.zeros(2, 0)
+    assert discounted_returns(empty, empty.bool(), 0.5).shape == (2, 0)
+    assert generalized_advantage_estimate(empty, empty, empty.bool(), 0.5, 0.5).shape == (2, 0)
+
+
 @few
 @given(rollout_lists(), fractions)
 def test_discounted_returns_equal_the_loop(rollouts: list[Rollout], gamma: float):

@@ -62,7 +62,7 @@ def discounted_returns(rewards: Tensor, turn_mask: Tensor, gamma: float) -> Tens
     _check_fraction("gamma", gamma)
     masked = torch.where(turn_mask, rewards, torch.zeros_like(rewards))
     columns: list[Tensor] = []
-    following = torch.zeros_like(masked[:, 0]) if masked.shape[1] else masked.sum(dim=1)
+    following = masked.new_zeros(masked.shape[0])
     for k in reversed(range(masked.shape[1])):
         following = masked[:, k] + gamma * following
         columns.append(following)
