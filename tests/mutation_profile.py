@@ -1,4 +1,4 @@
-"""Hypothesis settings for mutation tests: the same examples in every run."""
+"""Plugin of pytest for mutation tests: hypothesis draws the same examples for every mutant, without shrinking."""
 
 from __future__ import annotations
 
