@@ -39,7 +39,7 @@ INSTRUCTIONS = (
 
 
 class Treasure:
-    """Five rooms. What it says tells the whole state, so that rollouts of a group are compared room by room."""
+    """Five rooms. An observation is the whole state, so that the rollouts of a group are compared room by room."""
 
     max_steps = 12
 
@@ -82,12 +82,12 @@ class Treasure:
             for room in DOORS
         ]
 
-    # The two players that `trl-agentic evaluate` knows beside policies; an environment needs none.
+    # Two optional players for `trl-agentic evaluate`, in addition to policies.
 
-    def chance(self, draw: random.Random) -> Callable[[str], str]:
+    def random_policy(self, draw: random.Random) -> Callable[[str], str]:
         return lambda observation: draw.choice([*DOORS[self.room], "take key", "use key"])
 
-    def expert(self) -> Callable[[str], str]:
+    def expert_policy(self) -> Callable[[str], str]:
         def act(observation: str) -> str:
             goal = self.key or "hall"
             if self.room == goal:

@@ -23,7 +23,7 @@ GOODS = ["apple", "pear", "loaf of bread", "jar of honey", "bag of flour"]
 
 
 class Shop:
-    """What is on the list costs what the shop says today: nobody knows it without asking."""
+    """The prices of the list are those of today: they can only be found by asking."""
 
     def reset(self, seed: int, **row: Any) -> str:
         draw = random.Random(seed)

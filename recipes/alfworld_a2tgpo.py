@@ -3,7 +3,7 @@
     accelerate launch --config_file recipes/accelerate/fsdp2.yaml recipes/alfworld_a2tgpo.py \
         --config recipes/configs/alfworld_a2tgpo/qwen2.5-1.5b.yaml --data $ALFWORLD_DATA
 
-Everything but the rule is as in `alfworld_gagpo.py`.
+Everything except the algorithm is as in `alfworld_gagpo.py`.
 """
 
 from __future__ import annotations
@@ -16,4 +16,4 @@ from trl_agentic import A2TGPOConfig, A2TGPOTrainer
 
 if __name__ == "__main__":
     parser = TrlParser((ALFWorldArguments, A2TGPOConfig, ModelConfig))
-    main(*parser.parse_args_and_config(), trainer_class=A2TGPOTrainer, tell_plan=True)
+    main(*parser.parse_args_and_config(), trainer_class=A2TGPOTrainer, expose_plan=True)

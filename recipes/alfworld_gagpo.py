@@ -3,8 +3,7 @@
     accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/alfworld_gagpo.py
 
 Without `--config` this is the quickstart: generated games, a small policy that has imitated an expert for a while,
-GAGPO,
-and an evaluation on rooms it has never seen before and after. With the paper's protocol, on eight GPUs:
+GAGPO, and an evaluation on unseen rooms before and after training. With the paper's protocol, on eight GPUs:
 
     accelerate launch --config_file recipes/accelerate/fsdp2.yaml recipes/alfworld_gagpo.py \
         --config recipes/configs/alfworld_gagpo/qwen2.5-1.5b.yaml --data $ALFWORLD_DATA
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from alfworld_warm_start import WarmStartArguments, warm_start
-from before_after import model_init_kwargs, train_and_evaluate
 from datasets import Dataset
 from small_policy import sft_defaults
+from train_and_evaluate import model_init_kwargs, train_and_evaluate
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from trl_agentic import AgenticConfig, AgenticTrainer, GAGPOConfig, GAGPOTrainer
@@ -86,7 +85,7 @@ def evaluation_split(arguments: ALFWorldArguments) -> str:
 
 
 def environment(
-    arguments: ALFWorldArguments, split: str, num_games: int | None, max_steps: int, tell_plan: bool = False
+    arguments: ALFWorldArguments, split: str, num_games: int | None, max_steps: int, expose_plan: bool = False
 ) -> Any:
     """Factory of the environments of one split."""
     return partial(
@@ -99,7 +98,7 @@ def environment(
         show_admissible=arguments.show_admissible,
         action_format=arguments.action_format,
         instructions="" if arguments.action_format == "plain" else None,
-        tell_plan=tell_plan,
+        expose_plan=expose_plan,
     )
 
 
@@ -108,7 +107,7 @@ def main(
     training: AgenticConfig,
     model: ModelConfig,
     trainer_class: type[AgenticTrainer] = GAGPOTrainer,
-    tell_plan: bool = False,
+    expose_plan: bool = False,
 ) -> None:
     out = Path(training.output_dir)
     policy = model.model_name_or_path
@@ -119,7 +118,7 @@ def main(
     split = evaluation_split(arguments)
     train_steps = arguments.max_train_steps_per_game or arguments.max_steps_per_game
     factories = {
-        "train": environment(arguments, "train", arguments.train_games, train_steps, tell_plan),
+        "train": environment(arguments, "train", arguments.train_games, train_steps, expose_plan),
         "evaluation": environment(arguments, split, arguments.eval_games, arguments.max_steps_per_game),
     }
     rows = {name: [{**row, "environment": name} for row in make().tasks()] for name, make in factories.items()}

@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from before_after import model_init_kwargs, train_and_evaluate
 from datasets import Dataset
 from search_warm_start import BATCH, WarmStartArguments, warm_start
 from small_policy import sft_defaults
+from train_and_evaluate import model_init_kwargs, train_and_evaluate
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from trl_agentic import A2TGPOConfig, A2TGPOTrainer

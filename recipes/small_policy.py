@@ -131,7 +131,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, hidden_size: int, num_layers
     return model
 
 
-def training_rows(
+def training_sequences(
     episodes: Iterable[Sequence[ShownTurn]], tokenizer: PreTrainedTokenizerBase, observations: bool
 ) -> Iterator[dict[str, list[int]]]:
     """Token ids exactly as a rollout records them; the loss is on the answers that are to be imitated, and on request
@@ -199,7 +199,7 @@ def teach(
     losses = {}
     batch = training.per_device_train_batch_size * PartialState().num_processes
     for lesson in lessons:
-        rows = list(training_rows(lesson.episodes, tokenizer, lesson.observations))
+        rows = list(training_sequences(lesson.episodes, tokenizer, lesson.observations))
         course = copy(training)
         course.learning_rate = lesson.learning_rate
         trainer = Imitation(

@@ -3,7 +3,7 @@
     accelerate launch --config_file recipes/accelerate/fsdp2.yaml recipes/webshop_a2tgpo.py \
         --config recipes/configs/webshop_a2tgpo/qwen2.5-1.5b.yaml --data_dir $WEBSHOP_DATA
 
-Everything but the rule is as in `webshop_gagpo.py`.
+Everything except the algorithm is as in `webshop_gagpo.py`.
 """
 
 from __future__ import annotations

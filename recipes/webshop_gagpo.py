@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from before_after import model_init_kwargs, train_and_evaluate
 from datasets import Dataset
 from small_policy import sft_defaults
+from train_and_evaluate import model_init_kwargs, train_and_evaluate
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from webshop_warm_start import BATCH, WarmStartArguments, warm_start
 
@@ -55,7 +55,7 @@ class WebShopArguments:
             Whether observations list the admissible actions.
         action_format (`str`, *optional*, defaults to `"tags"`):
             `"tags"` (reasoning and action in tags) or `"plain"` (the answer is the action).
-        paid_for (`str`, *optional*, defaults to `"success"`):
+        reward_mode (`str`, *optional*, defaults to `"success"`):
             What training pays: `"success"` (10 for a purchase that scores 1) or `"score"` (10 times the score).
         anchor_options (`bool`, *optional*, defaults to `True`):
             Whether the state for grouping includes the options that were chosen.
@@ -80,7 +80,9 @@ class WebShopArguments:
     action_format: str = field(
         default="tags", metadata={"help": "How answers are read.", "choices": ["tags", "plain"]}
     )
-    paid_for: str = field(default="success", metadata={"help": "What is paid.", "choices": ["success", "score"]})
+    reward_mode: str = field(
+        default="success", metadata={"help": "Reward of a purchase.", "choices": ["success", "score"]}
+    )
     anchor_options: bool = field(default=True, metadata={"help": "Whether chosen options are part of a state."})
     max_steps_per_goal: int = field(default=15, metadata={"help": "Steps after which an episode is truncated."})
     backend: str = field(default="engine", metadata={"help": "The shop: `engine`, `upstream` or http://..."})
@@ -101,7 +103,7 @@ def environment(arguments: WebShopArguments, split: str, num_goals: int | None) 
         max_steps=arguments.max_steps_per_goal,
         show_admissible=arguments.show_admissible,
         action_format=arguments.action_format,
-        paid_for=arguments.paid_for,
+        reward_mode=arguments.reward_mode,
         anchor_options=arguments.anchor_options,
         backend=arguments.backend,
         instructions="" if arguments.action_format == "plain" else None,

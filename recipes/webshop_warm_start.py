@@ -120,7 +120,7 @@ def warm_start(arguments: WarmStartArguments, training: SFTConfig) -> Path:
     # The shop reads actions in lower case, so the policy need not know of capitals.
     tokenizer = build_tokenizer(texts, vocab_size=2048, words=PATTERN, lowercase=True)
     model = build_model(tokenizer, arguments.hidden_size, arguments.num_layers)
-    # Far apart from the start: numbers that nothing predicts become alike, and then cannot be told apart to be copied.
+    # Far apart at the start: embeddings of unpredictable numbers become similar, and can then no longer be copied.
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
     lessons: Iterator[Lesson] = (
         Lesson(course.name, turns, course.learning_rate, course.observations)

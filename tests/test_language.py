@@ -72,6 +72,7 @@ NAMES = {
 # (path, pattern, reason): text that the pattern matches is not checked in files below the path.
 EXCEPTIONS = (
     ("trl_agentic/environments/alfworld/", r"(?i)(?<![a-z])rules?(?![a-z])", "rules of the game's logic program"),
+    ("trl_agentic/environments/search/world.py", r"tells", "a word of the generated passages"),
     ("trl_agentic/viewer/data/", r"(?i)css rules?", "CSS has rules"),
     ("", r"credit_rules|which_rule\.png|--rules?\b", "names of a benchmark, its option and its files"),
     ("CHANGELOG.md", r"`(?:tell_plan|paid_for|rollout_ahead|turn_credit)`|`recipes/before_after\.py`", "old names"),

@@ -163,7 +163,7 @@ def test_a_run_that_goes_on_keeps_its_evaluation_of_before(recipe: Any, tiny_mod
     def run(steps: int, **changes: Any) -> GAGPOTrainer:
         args = small_config(GAGPOConfig, tmp_path, max_steps=steps, save_strategy="steps", save_steps=1, **changes)
         trainer = GAGPOTrainer(str(tiny_model_dir()), args=args, train_dataset=tasks(), environment_factory=Corridor)
-        recipe("before_after").train_and_evaluate(trainer, list(tasks(4)), "corridors", "Out")
+        recipe("train_and_evaluate").train_and_evaluate(trainer, list(tasks(4)), "corridors", "Out")
         return trainer
 
     run(1)
@@ -183,7 +183,7 @@ def test_a_run_that_goes_on_elsewhere_says_whose_evaluation_it_tells(
     recipe: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     evaluated: list[str] = []
-    callback = recipe("before_after").EvaluateBefore(
+    callback = recipe("train_and_evaluate").EvaluateBefore(
         lambda: evaluated.append("played"), tmp_path / "none.parquet", evaluated.extend
     )
     callback.on_train_begin(None, SimpleNamespace(global_step=5), None)
@@ -197,7 +197,7 @@ def test_the_protocol_of_the_comparisons_on_webshop(recipe: Any, size: str):
     preset = RECIPES / "configs" / "webshop_gagpo" / f"qwen2.5-{size}.yaml"
     shop, training, model = parser.parse_args_and_config(["--config", str(preset), "--use_cpu", "true", "--bf16", "0"])
     assert model.model_name_or_path == f"Qwen/Qwen2.5-{size.upper()}-Instruct"
-    assert (shop.max_steps_per_goal, shop.mode, shop.human_goals, shop.paid_for) == (15, "text", False, "success")
+    assert (shop.max_steps_per_goal, shop.mode, shop.human_goals, shop.reward_mode) == (15, "text", False, "success")
     assert (training.context, training.history_length, training.max_turns) == ("window", 2, 15)
     rollouts = 8 * training.per_device_train_batch_size * training.gradient_accumulation_steps
     assert (rollouts // training.num_generations, training.num_generations, training.max_steps) == (16, 8, 150)

@@ -86,7 +86,9 @@ def test_webshops_expert_reaches_the_ceiling(tmp_path: Path):
     assert "attainable" not in (tmp_path / "random" / "results.md").read_text()
 
 
-@pytest.mark.parametrize(("policy", "method"), [(random_policy, r"chance\(draw"), (expert_policy, r"expert\(\)")])
+@pytest.mark.parametrize(
+    ("policy", "method"), [(random_policy, r"random_policy\(draw"), (expert_policy, r"expert_policy\(\)")]
+)
 def test_a_scripted_policy_is_the_environments_own(policy: Any, method: str, tmp_path: Path):
     with pytest.raises(TypeError, match=f"Corridor has no method `{method}"):
         evaluate(TextPlayer(policy), Corridor, Corridor().tasks(), tmp_path, SETTINGS)

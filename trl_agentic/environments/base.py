@@ -11,16 +11,16 @@ from trl_agentic.types import StepResult
 
 
 class EpisodeRestarted(Exception):
-    """Raised by `step`: the episode was lost and has begun anew, with this first observation."""
+    """Raised by `step`: the episode was lost and has started again, with this first observation."""
 
     def __init__(self, observation: Any):
-        super().__init__("The episode was lost and has begun anew.")
+        super().__init__("The episode was lost and has started again.")
         self.observation = observation
 
 
 @runtime_checkable
 class Environment(Protocol):
-    """What a class must offer to be trained on.
+    """Protocol of environments.
 
     One instance plays one episode at a time and is reset many times. Instances share nothing: two of them may be
     stepped at the same time from different threads.
@@ -33,30 +33,30 @@ class Environment(Protocol):
             **row: the columns of the dataset row (task id, seed, question ...), `prompt` included if there is one.
 
         Returns:
-            The first observation, as the policy shall read it.
+            The first observation, as the policy reads it.
         """
         ...
 
     def step(self, action: str) -> StepResult:
-        """Plays one turn. `action` is the policy's whole answer as text; the environment parses it."""
+        """Plays one turn. `action` is the whole answer of the policy as text, which the environment parses."""
         ...
 
     def close(self) -> None:
-        """Frees what the instance holds. Called once."""
+        """Frees the resources of the instance. Called once."""
         ...
 
 
 @runtime_checkable
 class BeginsSteps(Protocol):
-    """What an [`Environment`] may offer, too: to work on a step before it is asked for the answer."""
+    """Optional protocol of environments that can start a step before its result is needed."""
 
     def begin_step(self, action: str, seconds: float) -> bool:
-        """Begins what `step` with the same action will return or raise, and waits for it that long at most.
+        """Starts the step whose result the next call of `step` with this action returns, and waits up to `seconds`.
 
-        There must be no call between.
+        There must be no other call in between.
 
         Returns:
-            Whether `step` will return at once.
+            Whether `step` returns at once.
         """
         ...
 
@@ -64,13 +64,13 @@ class BeginsSteps(Protocol):
 def check_environment(
     factory: Callable[[], Environment], row: dict[str, Any], actions: list[str] | None = None
 ) -> None:
-    """Plays a short episode and checks that the environment keeps to the protocol.
+    """Plays a short episode and checks that the environment follows the protocol.
 
     Args:
         factory: makes an instance; the trainers' `environment_factory`.
         row: a dataset row to reset with.
-        actions: actions to play, one a turn, until the episode ends. By default an empty one and a nonsensical one,
-            which every environment must answer.
+        actions: actions to play, one a turn, until the episode ends. By default an empty and a nonsensical one, which
+            every environment must accept.
 
     Raises:
         TypeError: a method is missing or returns the wrong type. The message names the class and the method.
@@ -87,7 +87,7 @@ def check_environment(
 
 
 def check_methods(environment: Any) -> None:
-    """The part of [`check_environment`] that needs no episode.
+    """Part of [`check_environment`] that needs no episode.
 
     Raises:
         TypeError: a method is missing. The message names the class and the method.
@@ -99,11 +99,11 @@ def check_methods(environment: Any) -> None:
 
 
 def check_episode(environment: Environment, name: str, row: dict[str, Any], actions: list[str] | None = None) -> None:
-    """The part of [`check_environment`] that plays.
+    """Part of [`check_environment`] that plays an episode.
 
     Args:
         environment: an instance; it is not closed.
-        name: what messages call it.
+        name: name of the environment in messages.
         row, actions: as in [`check_environment`].
     """
     first = environment.reset(**row)

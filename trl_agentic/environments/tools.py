@@ -25,11 +25,11 @@ class ToolEnvironment:
         instance (`Any`):
             Object with a `reset` method, whose other public methods are the tools. `get_reward()`, `tasks()`,
             `close()` and `finish(answer) -> StepResult` are optional and no tools: `finish` gets the text of the turn
-            without a call, and what it returns is that turn's reward and `info`; the episode ends with it.
+            without a call and returns that turn's reward and `info`; the episode ends with it.
         tokenizer (`PreTrainedTokenizerBase`):
             Tokenizer that parses the model's tool calls; TRL's `add_response_schema` must know its chat template.
         chat_template_kwargs (`dict`, *optional*):
-            Extra arguments of the chat template: what it opens an answer with is part of what is parsed.
+            Extra arguments of the chat template. The text with which it opens an answer is parsed as part of it.
 
     Raises:
         ValueError: the instance has no `reset`, or no tools.
@@ -67,14 +67,14 @@ class ToolEnvironment:
         return list(self._tools.values())
 
     def reset(self, /, **row: Any) -> str:
-        """Resets the instance; what it returns, if anything, is appended to the last user message."""
+        """Resets the instance. Its result, if any, is appended to the last user message."""
         return self.instance.reset(**row) or ""
 
     def step(self, action: str) -> StepResult:
-        """Runs the tool calls of one answer. A call that fails is answered with its error, as TRL does.
+        """Runs the tool calls of one answer. The result of a failing call is its error, as in TRL.
 
         Raises:
-            ConnectionError: what a tool needs is away.
+            ConnectionError: a service that a tool needs is not available.
         """
         from trl.chat_template_utils import parse_response
 
@@ -114,9 +114,9 @@ class ToolEnvironment:
             result = self._tools[name](**(json.loads(arguments) if isinstance(arguments, str) else arguments))
             if inspect.isawaitable(result):
                 result = asyncio.run(_resolve(result))
-        except ConnectionError:  # no mistake of the policy
+        except ConnectionError:  # not a mistake of the policy
             raise
-        except Exception as error:  # the policy sees its mistake and may mend it
+        except Exception as error:  # the policy sees its mistake and can correct it
             return json.dumps({"error": str(error)}), False
         return str(result), True
 

@@ -1,7 +1,7 @@
-"""Where an environment runs: in a thread of the trainer's process, or in a process of its own.
+"""Workers of environments: a thread of the trainer's process, or a separate process.
 
-A worker makes one environment and plays it. It fails loudly and for good: after an error, a call that took too long or
-a death it is of no more use, and its owner starts another ([`~trl_agentic.environments.handle.EnvironmentHandle`]).
+A worker makes one environment and plays it. After any failure (an error, a timeout, the death of its process) the
+worker is discarded, and its owner starts another one ([`~trl_agentic.environments.handle.EnvironmentHandle`]).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from trl_agentic.environments.base import Environment
 
 logger = logging.getLogger(__name__)
 
-_START_ALLOWANCE = 10  # making an environment may take this many timeouts: it imports libraries and reads catalogues
+_START_ALLOWANCE = 10  # construction may take this many timeouts: it imports libraries and reads catalogues
 _CLOSE_SECONDS = 5.0
-# A fork server imports the main script once, and a worker then starts in milliseconds; elsewhere each imports it anew.
+# A fork server imports the main script once, and a worker then starts in milliseconds; with spawn, each imports it.
 _CONTEXT: Any = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 )
@@ -42,26 +42,26 @@ class EnvironmentTimeout(EnvironmentFailed):
 
 
 class WorkerDied(EnvironmentFailed):
-    """The process of an environment ended: it crashed, or somebody killed it."""
+    """The process of an environment ended: it crashed or was killed."""
 
 
 class Worker(Protocol):
     """Holds one environment."""
 
     def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Calls a method of the environment and returns its answer, or raises what it raised."""
+        """Calls a method of the environment and returns its result, or raises its error."""
         ...
 
     def close(self) -> None:
-        """Closes the environment and ends the worker, whatever state they are in. Raises nothing."""
+        """Closes the environment and ends the worker, in any state. Raises nothing."""
         ...
 
 
 class ThreadCall:
-    """What the thread of an environment does, and the others wait for.
+    """Call that the thread of an environment runs and other threads wait for.
 
     Args:
-        name: what an error calls it.
+        name: name of the call in errors.
         work: called in the thread.
     """
 
@@ -70,12 +70,12 @@ class ThreadCall:
         self._work = work
         self._value: Any = None
         self.error: BaseException | None = None
-        """What it raised, when it is over."""
+        """Its error, once it is over."""
         self._under_way = threading.Lock()
         self._under_way.acquire()
 
     def run(self) -> None:
-        """Works. Raises nothing: `sys.exit` in an environment must not end the trainer."""
+        """Runs the call. Raises nothing: `sys.exit` in an environment must not end the trainer."""
         try:
             self._value = self._work()
         except BaseException as error:
@@ -84,14 +84,14 @@ class ThreadCall:
             self._under_way.release()
 
     def is_over(self, seconds: float | None) -> bool:
-        """Whether it ends, waiting that long at most; `None` for however long it takes."""
+        """Whether it is over after at most this many seconds; `None` waits without a limit."""
         if not self._under_way.acquire(timeout=-1 if seconds is None else seconds):
             return False
         self._under_way.release()
         return True
 
     def answer(self) -> Any:
-        """What it returned, or raises what it raised. It must be over."""
+        """Returns its result or raises its error. It must be over."""
         if self.error is None:
             return self._value
         if isinstance(self.error, Exception):
@@ -100,9 +100,9 @@ class ThreadCall:
 
 
 class ThreadWorker:
-    """An environment in a thread of its own: it is made, played and closed there.
+    """Worker that makes, plays and closes an environment in one thread.
 
-    A thread cannot be ended from outside: one that hangs is left behind, and its environment with it.
+    A thread cannot be killed. A thread that hangs is abandoned together with its environment.
 
     Args:
         factory: makes the environment.
@@ -110,7 +110,7 @@ class ThreadWorker:
 
     Raises:
         EnvironmentTimeout: the environment was not made in time.
-        Exception: what `factory` raised.
+        Exception: the error of `factory`.
     """
 
     def __init__(self, factory: Callable[[], Environment], timeout: float | None = None):
@@ -131,15 +131,15 @@ class ThreadWorker:
         return self.end(self.begin(method, *args, **kwargs))
 
     def begin(self, method: str, /, *args: Any, **kwargs: Any) -> ThreadCall:
-        """Has the thread call a method of the environment. [`end`] must follow."""
+        """Starts a call of a method of the environment in the thread. [`end`] must follow."""
         return self._begin(method, lambda: getattr(self.instance, method)(*args, **kwargs))
 
     def end(self, call: ThreadCall, allowance: int = 1) -> Any:
-        """What the method returned, or raises what it raised. It may take `allowance` timeouts."""
+        """Returns the result of the method or raises its error. It may take `allowance` timeouts."""
         seconds = None if self._timeout is None else self._timeout * allowance
         if not call.is_over(seconds):
             self._hangs = True
-            raise EnvironmentTimeout(_too_long(call.name, seconds, "Its thread is left behind."))
+            raise EnvironmentTimeout(_too_long(call.name, seconds, "Its thread is abandoned."))
         return call.answer()
 
     def _begin(self, method: str, work: Callable[[], Any]) -> ThreadCall:
@@ -148,7 +148,7 @@ class ThreadWorker:
         return call
 
     def close(self) -> None:
-        """See [`Worker`]. One that hangs is closed by its thread, should it ever come back."""
+        """See [`Worker`]. An environment that hangs is closed by its thread if that ever continues."""
         if self._closed:
             return
         self._closed = True
@@ -156,7 +156,7 @@ class ThreadWorker:
             closing = self.begin("close")
             if not self._hangs:
                 if not closing.is_over(_CLOSE_SECONDS):
-                    logger.warning("An environment did not close within %g s. Its thread is left.", _CLOSE_SECONDS)
+                    logger.warning("An environment did not close in %g s. Its thread is abandoned.", _CLOSE_SECONDS)
                 elif closing.error is not None:
                     logger.warning("An environment could not be closed: %r", closing.error)
         self._calls.put(None)
@@ -167,11 +167,11 @@ class ThreadWorker:
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:
             call.run()
-            del call  # its answer is not kept until the next one
+            del call  # its result is not kept until the next call
 
 
 class ProcessWorker:
-    """An environment in a process of its own, which is killed when it hangs and noticed when it dies.
+    """Worker that plays an environment in a separate process, which is killed if it hangs and whose death is noticed.
 
     Args:
         factory: makes the environment; sent to the process by its name, so a function or class of a module.
@@ -182,7 +182,7 @@ class ProcessWorker:
         TypeError: `factory` cannot be sent to another process.
     """
 
-    instance = None  # nothing of it is here
+    instance = None  # the environment is in the other process
 
     def __init__(self, factory: Callable[[], Environment], timeout: float | None = None):
         self._timeout = timeout
@@ -213,7 +213,7 @@ class ProcessWorker:
 
     def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """See [`Worker`]."""
-        with contextlib.suppress(BrokenPipeError):  # `_answer` says that it died
+        with contextlib.suppress(BrokenPipeError):  # `_answer` reports that it died
             self._pipe.send((method, args, kwargs))
         return self._answer(method, 1)
 
@@ -245,11 +245,11 @@ class ProcessWorker:
         return value
 
     def _kill(self) -> None:
-        """Ends the process and what it started, which may have outlived it."""
+        """Ends the process and the processes that it started, which may outlive it."""
         self._pipe.close()
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
-        except (AttributeError, OSError):  # no process groups here, nobody left, or it does not lead one yet
+        except (AttributeError, OSError):  # no process groups on this system, no process left, or no group yet
             self._process.kill()
         self._process.join()
 
@@ -265,9 +265,9 @@ def _pickled(factory: Callable[[], Environment]) -> bytes:
 
 
 def _serve(pipe: Connection, factory: bytes) -> None:
-    """The process: makes the environment, then answers calls until the other end is closed."""
+    """Main function of the process: makes the environment, then serves calls until the other end is closed."""
     with contextlib.suppress(AttributeError, OSError):
-        os.setsid()  # a group of its own, to be killed as a whole; Ctrl-C is for the trainer
+        os.setsid()  # a separate process group, which can be killed as a whole and does not get Ctrl-C
     threading.Thread(target=_die_with_parent, daemon=True).start()
     environment: Any = None
     method: str = ""
@@ -298,7 +298,7 @@ def _die_with_parent() -> None:
 
 
 def _end() -> NoReturn:
-    """Ends this process and what it started: nobody is left who would."""
+    """Ends this process and the processes that it started, since the trainer is gone."""
     with contextlib.suppress(AttributeError, OSError):
         if os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)

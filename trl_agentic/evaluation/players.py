@@ -130,23 +130,23 @@ class TextPlayer:
 
 
 def random_policy(episode: Episode) -> Callable[[list[dict[str, Any]]], Answer]:
-    """The environment's own `chance(draw)`, which plays at random with the episode's seed: the floor.
+    """The environment's own `random_policy(draw)` with the episode's seed: the floor.
 
     Raises:
         TypeError: the environment has none.
     """
-    chance = _own(episode, "chance", "chance(draw: random.Random)")
-    return _scripted(chance(random.Random(episode.seed)))
+    policy = _own(episode, "random_policy", "random_policy(draw: random.Random)")
+    return _scripted(policy(random.Random(episode.seed)))
 
 
 def expert_policy(episode: Episode) -> Callable[[list[dict[str, Any]]], Answer]:
-    """The environment's own `expert()`, a scripted player: the ceiling.
+    """The environment's own `expert_policy()`, a scripted player: the ceiling.
 
     Raises:
         TypeError: the environment has none.
         ValueError: it cannot play this episode. The message says why.
     """
-    return _scripted(_own(episode, "expert", "expert()")())
+    return _scripted(_own(episode, "expert_policy", "expert_policy()")())
 
 
 def _own(episode: Episode, name: str, signature: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from trl_agentic.options import check_choice
+
 
 def check_choices(config: Any) -> None:
     """Checks every field that a class of this package declares with `choices` in its metadata.
@@ -16,9 +18,8 @@ def check_choices(config: Any) -> None:
     for name in dict.fromkeys(name for kind in own for name in kind.__annotations__):
         field = type(config).__dataclass_fields__.get(name)
         choices = None if field is None else field.metadata.get("choices")
-        if choices is not None and getattr(config, name) not in choices:
-            allowed = ", ".join(map(str, choices))
-            raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(config, name)!r}.")
+        if choices is not None:
+            check_choice(name, getattr(config, name), choices)
 
 
 def check_range(config: Any, *names: str, least: float, most: float | None = None) -> None:

@@ -57,7 +57,7 @@ def test_instructions_can_be_replaced():
 
 
 def test_the_plan_is_told_on_request_and_not_shown():
-    env, silent = ALFWorldEnv(num_games=3, tell_plan=True), ALFWorldEnv(num_games=3)
+    env, silent = ALFWorldEnv(num_games=3, expose_plan=True), ALFWorldEnv(num_games=3)
     for game in range(3):
         assert env.reset(game=game) == silent.reset(game=game)
         told, untold = env.step("look"), silent.step("look")

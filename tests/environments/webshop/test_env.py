@@ -95,9 +95,9 @@ def test_admissible_actions_are_listed():
     assert bare.reset(goal=0) == text.split("\n\n")[0]
 
 
-@pytest.mark.parametrize("paid_for", ["success", "score"])
-def test_a_purchase_pays_once_and_ends_the_episode(paid_for: Any):
-    env = WebShopEnv("test", paid_for=paid_for, success_reward=10.0)
+@pytest.mark.parametrize("reward_mode", ["success", "score"])
+def test_a_purchase_pays_once_and_ends_the_episode(reward_mode: Any):
+    env = WebShopEnv("test", reward_mode=reward_mode, success_reward=10.0)
     best = [env.catalogue.best_purchase(env.catalogue.goals()[goal])[0] for goal in range(40)]
     assert any(score < 1.0 for score in best)
     for goal, score in enumerate(best):
@@ -113,7 +113,7 @@ def test_a_purchase_pays_once_and_ends_the_episode(paid_for: Any):
         assert (last.terminated, last.truncated) == (True, False)
         assert last.info["score"] == score
         assert last.info["success"] is (score == 1.0)
-        assert last.reward == pytest.approx(10 * score if paid_for == "score" else 10 * (score == 1.0))
+        assert last.reward == pytest.approx(10 * score if reward_mode == "score" else 10 * (score == 1.0))
         assert "Admissible actions" not in last.observation
         with pytest.raises(RuntimeError, match="no episode is running; the last one has ended with a purchase"):
             env.step(tagged("search[lamp]"))
@@ -255,7 +255,7 @@ def test_goals_of_other_splits_are_refused(split: str, goal: int):
         ({"split": "valid"}, "`split` must be one of test, eval, train, got 'valid'"),
         ({"mode": "html"}, "`mode` must be one of text, text_rich, got 'html'"),
         ({"action_format": "json"}, "`action_format` must be one of plain, tags, got 'json'"),
-        ({"paid_for": "nothing"}, "`paid_for` must be one of success, score, got 'nothing'"),
+        ({"reward_mode": "nothing"}, "`reward_mode` must be one of success, score, got 'nothing'"),
         ({"num_goals": 0}, "`num_goals` must be at least 1, got 0"),
         ({"num_products": 0}, "`num_products` must be at least 1, got 0"),
         ({"max_steps": 0}, "`max_steps` must be at least 1, got 0"),

@@ -92,9 +92,9 @@ def test_as_an_environment(stand_in: None):
         assert [env.step(step.action) for step in steps] == [ours.step(step.action) for step in steps]
     assert env.ceiling() is None and ours.ceiling() is not None
     env.reset(goal=0)
-    assert env.chance(random.Random(0))("").startswith("search[")
+    assert env.random_policy(random.Random(0))("").startswith("search[")
     with pytest.raises(ValueError, match="looks into the engine of this package, not upstream's"):
-        env.expert()
+        env.expert_policy()
     with pytest.raises(ValueError, match="upstream has no catalogue"):
         env.catalogue  # noqa: B018
 

@@ -16,7 +16,7 @@ Action = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class ALFWorldState:
-    """What the player is told.
+    """State that the player sees.
 
     Attributes:
         observation (`str`): the answer to the last command, or the first description of the room.
@@ -137,7 +137,7 @@ class ALFWorldEngine:
         return actions
 
     def _play(self, action: Action) -> str:
-        """Does what is known to be possible, and says so."""
+        """Plays a possible action and returns its text."""
         world, facts = self.game.world, self._facts
         verb, *arguments = action
         names = [world.names[identifier] for identifier in arguments]
@@ -171,6 +171,12 @@ class ALFWorldEngine:
             case "close":
                 facts["opened"].discard((arguments[0],))
                 return f"You close the {names[0]}."
+        return self._handle(verb, arguments, names)
+
+    def _handle(self, verb: str, arguments: list[str], names: list[str]) -> str:
+        """Plays an action on an object and returns its text."""
+        world, facts = self.game.world, self._facts
+        match verb:
             case "take":
                 item, receptacle = arguments
                 facts["inreceptacle"].discard((item, receptacle))
@@ -249,14 +255,14 @@ class ALFWorldEngine:
             return f"You are in the middle of a room. Looking quickly around you, you see {self._listing(visible)}."
         facing = _join([world.names[receptacle] for receptacle in here])
         # An object is "next to" a receptacle that it was taken from when it now lies elsewhere in the same location.
-        beside = [
+        nearby = [
             item
             for item, location in self._facts["objectatlocation"]
             if location == self._location
             for receptacle in here
             if (item, receptacle) in self._removed
         ]
-        return f"You are facing the {facing}. Next to it, you see {self._listing(beside)}."
+        return f"You are facing the {facing}. Next to it, you see {self._listing(nearby)}."
 
 
 def _join(parts: list[str]) -> str:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, SupportsIndex
 
+from trl_agentic.deprecation import renamed_option
 from trl_agentic.environments.prompts import ADMISSIBLE, read_answer
+from trl_agentic.options import check_choice
 from trl_agentic.types import StepResult
 
 from .engine import ALFWorldEngine
@@ -61,20 +63,22 @@ class ALFWorldEnv:
         max_steps (`int`, *optional*, defaults to `50`): steps after which an episode is truncated.
         show_admissible (`bool`, *optional*, defaults to `True`): list the admissible actions below each observation.
         action_format (`str`, *optional*, defaults to `"tags"`): how the policy's answer is read. `"tags"`: the command
-            is what stands in the first `<action>...</action>`, in lower case; without one the last 30 characters are
-            tried and the answer counts as invalid, as it does without `<think>...</think>` or with Chinese
-            characters. `"plain"`: the whole answer is the command, white space around it left out.
+            is the text of the first `<action>...</action>`, in lower case. Without one, the last 30 characters are the
+            command and the answer is invalid, as it is without `<think>...</think>` or with Chinese characters.
+            `"plain"`: the whole answer, without surrounding white space, is the command.
         success_reward (`float`, *optional*, defaults to `10.0`): paid by the step that reaches the goal.
         instructions (`str`, *optional*): system prompt in the rows of [`tasks`], instead of the one that
             `INSTRUCTIONS` has for `action_format`. With `""` the rows have no system prompt.
-        on_broken_game (`str`, *optional*, defaults to `"raise"`): what to do about a game in `data` that cannot be
-            parsed. `"raise"`: `reset` raises when it is its turn. `"skip"`: all games are parsed when they are listed
-            (some milliseconds each) and those that cannot be are left out, with a warning that names them.
-        tell_plan (`bool`, *optional*, defaults to `False`): put what completes the game ([`completing_commands`]) into
-            `info["ground_truth"]`, for trainers that ask how likely the policy finds it. The policy does not see it.
+        on_broken_game (`str`, *optional*, defaults to `"raise"`): handling of a game in `data` that cannot be
+            parsed. `"raise"`: its `reset` raises. `"skip"`: all games are parsed when they are listed (some
+            milliseconds each) and broken ones are left out, with a warning that names them.
+        expose_plan (`bool`, *optional*, defaults to `False`): put the commands that complete the game
+            ([`completing_commands`]) into `info["ground_truth"]`, for trainers with an information gain. The policy
+            does not see them.
+        tell_plan (`bool`, *optional*): deprecated name of `expose_plan`.
 
     Raises:
-        ValueError: an option has none of the values above.
+        ValueError: an option has another value than those above.
         FileNotFoundError: there are no games in `data`.
         ImportError: `backend="alfworld"` and the extra `alfworld` is not installed; raised by `reset`.
 
@@ -100,12 +104,16 @@ class ALFWorldEnv:
         success_reward: float = 10.0,
         instructions: str | None = None,
         on_broken_game: Literal["raise", "skip"] = "raise",
-        tell_plan: bool = False,
+        expose_plan: bool = False,
+        tell_plan: bool | None = None,
     ) -> None:
-        _check_option("split", split, tuple(SPLIT_SIZES))
-        _check_option("backend", backend, ("engine", "alfworld"))
-        _check_option("action_format", action_format, tuple(INSTRUCTIONS))
-        _check_option("on_broken_game", on_broken_game, ("raise", "skip"))
+        for name, value, allowed in (
+            ("split", split, tuple(SPLIT_SIZES)),
+            ("backend", backend, ("engine", "alfworld")),
+            ("action_format", action_format, tuple(INSTRUCTIONS)),
+            ("on_broken_game", on_broken_game, ("raise", "skip")),
+        ):
+            check_choice(name, value, allowed, "ALFWorldEnv")
         for name, number in (("num_games", num_games), ("max_steps", max_steps)):
             if number is not None and number < 1:
                 raise ValueError(f"ALFWorldEnv: `{name}` must be at least 1, got {number}.")
@@ -115,7 +123,7 @@ class ALFWorldEnv:
         self.show_admissible = show_admissible
         self.action_format = action_format
         self.success_reward = success_reward
-        self.tell_plan = tell_plan
+        self.expose_plan = renamed_option("tell_plan", tell_plan, "expose_plan", expose_plan, default=False)
         self.instructions = INSTRUCTIONS[action_format] if instructions is None else instructions
         self._games = (
             _generated_games(split, num_games or SPLIT_SIZES[split], seed)
@@ -124,7 +132,7 @@ class ALFWorldEnv:
         )
         self._engine: ALFWorldEngine | UpstreamALFWorldEngine | None = None
         self._task_type = ""
-        self._told: dict[str, str] = {}
+        self._exposed: dict[str, str] = {}
         self._admissible: list[str] = []
         self._steps = 0
         self._over = "`reset` starts one"
@@ -178,7 +186,7 @@ class ALFWorldEnv:
         self._engine = UpstreamALFWorldEngine(parsed) if self.backend == "alfworld" else ALFWorldEngine(parsed)
         state = self._engine.reset()
         self._task_type = _short_name(parsed.task_type)
-        self._told = {"ground_truth": _plan(entry)} if self.tell_plan else {}
+        self._exposed = {"ground_truth": _plan(entry)} if self.expose_plan else {}
         self._steps, self._over = 0, ""
         self._admissible = state.admissible_actions
         return self._render(state.observation.removeprefix(_BANNER))
@@ -192,7 +200,7 @@ class ALFWorldEnv:
         Returns:
             [`StepResult`]: `terminated` once the goal is reached, `truncated` when `max_steps` are used up. `info` has
             `anchor_state` (the engine's text), `admissible_actions` (without `help`), `is_action_valid` (well-formed
-            and admissible), `success` and `task_type`; with `tell_plan` also `ground_truth`.
+            and admissible), `success` and `task_type`; with `expose_plan` also `ground_truth`.
 
         Raises:
             RuntimeError: no episode is running.
@@ -220,7 +228,7 @@ class ALFWorldEnv:
                 "is_action_valid": is_valid,
                 "success": state.won,
                 "task_type": self._task_type,
-                **self._told,
+                **self._exposed,
             },
         )
 
@@ -231,10 +239,10 @@ class ALFWorldEnv:
         self._engine = None
         self._over = "`reset` starts one"
 
-    def expert(self) -> Callable[[str], str]:
+    def expert_policy(self) -> Callable[[str], str]:
         """The scripted expert for the running game: from each observation to an answer in `action_format`.
 
-        It reads what a policy reads and the admissible actions.
+        It reads the observation that a policy reads and the admissible actions.
         """
         expert: Expert | None = None
 
@@ -247,7 +255,7 @@ class ALFWorldEnv:
 
         return answer
 
-    def chance(self, draw: random.Random) -> Callable[[str], str]:
+    def random_policy(self, draw: random.Random) -> Callable[[str], str]:
         """Draws one of the admissible actions, in `action_format`."""
         return lambda observation: self._written(draw.choice(self.admissible_actions))
 
@@ -324,8 +332,3 @@ def _plan(entry: GameDescription | GameReference) -> str:
 
 def _short_name(task_type: str) -> str:
     return _SHORT_NAMES.get(task_type, task_type)
-
-
-def _check_option(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"ALFWorldEnv: `{name}` must be one of {', '.join(allowed)}, got {value!r}.")

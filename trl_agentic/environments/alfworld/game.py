@@ -222,12 +222,7 @@ def _build_world(
     def of_type(predicate: str, kinds: Collection[str]) -> frozenset[str]:
         return frozenset(row[0] for row in rows(predicate) if row[1] in kinds)
 
-    agents = [name for name, kind in problem.objects.items() if kind == "agent"]
-    if len(agents) != 1:
-        raise ValueError(f"expected one agent, got {len(agents)}")
-    if len(rows("atlocation")) != 1:
-        raise ValueError(f"the agent must be in one location at the start, it is in {len(rows('atlocation'))}")
-
+    agent = _only_agent(problem)
     names = _names({argument for atoms in init.values() for atom in atoms for argument in atom})
     receptacles_at: dict[str, list[str]] = {}
     goto = {}
@@ -243,7 +238,7 @@ def _build_world(
         contents.setdefault(outer, []).append(inner)
     static = {predicate: init.get(predicate, set()) for predicate in predicates if predicate not in FLUENTS}
     return World(
-        agent=agents[0],
+        agent=agent,
         names=names,
         receptacles_at=receptacles_at,
         goto=dict(sorted(goto.items())),
@@ -269,6 +264,21 @@ def _build_world(
         goal=Goal(problem.goal, problem.objects, predicates, static),
         wording=wording,
     )
+
+
+def _only_agent(problem: Problem) -> str:
+    """Name of the agent.
+
+    Raises:
+        ValueError: there is not exactly one, in one location.
+    """
+    agents = [name for name, kind in problem.objects.items() if kind == "agent"]
+    if len(agents) != 1:
+        raise ValueError(f"expected one agent, got {len(agents)}")
+    locations = problem.init.get("atlocation", ())
+    if len(locations) != 1:
+        raise ValueError(f"the agent must be in one location at the start, it is in {len(locations)}")
+    return agents[0]
 
 
 def _grouped(rows: Collection[tuple[str, ...]]) -> dict[str, frozenset[str]]:

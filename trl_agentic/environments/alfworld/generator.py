@@ -15,33 +15,17 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .description import TASK_NAMES, GameDescription, Receptacle, Scene, Thing
 from .game import ALFWorldGame
-from .rooms import (
-    containable,
-    goal_statistics,
-    in_search_order,
-    properties,
-    read_data,
-    room_statistics,
-)
+from .problem import player_names, problem_text, walkthrough
+from .rooms import goal_statistics, in_search_order, properties, read_data, room_statistics
 
 
 T = TypeVar("T")
-
-TASK_NAMES = {
-    "Pick": "pick_and_place_simple",
-    "Look": "look_at_obj_in_light",
-    "Clean": "pick_clean_then_place_in_recep",
-    "Heat": "pick_heat_then_place_in_recep",
-    "Cool": "pick_cool_then_place_in_recep",
-    "Pick2": "pick_two_obj_and_place",
-}
-"""Short names of the six task types and the names that folders of game files start with."""
 
 SPLIT_SIZES = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
 """Number of games of each split of the release; any index is valid in `generate_game`, these are only the default."""
@@ -51,9 +35,6 @@ _UNSEEN_SCENES_PER_ROOM = 5
 _SHARED_LOCATION_RATE = 0.08
 _MAX_SEARCH_STEPS = 36
 _LAMP = "DeskLamp"
-_TOOLS = {"Clean": "SinkBasin", "Heat": "Microwave", "Cool": "Fridge"}
-_ABILITIES = {"Clean": "cleanable", "Heat": "heatable", "Cool": "coolable"}
-_STATES = {"Clean": "isClean", "Heat": "isHot", "Cool": "isCool"}
 _SENTENCES = {
     "Pick": ("put a {o} in {r}.", "put some {o} on {r}."),
     "Look": ("look at {o} under the {r}.", "examine the {o} with the {r}."),
@@ -62,69 +43,6 @@ _SENTENCES = {
     "Cool": ("put a cool {o} in {r}.", "cool some {o} and put it in {r}."),
     "Pick2": ("put two {o} in {r}.", "find two {o} and put them in {r}."),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class GameDescription:
-    """What a generated game is about, without its objects. Cheap: nothing is placed.
-
-    Attributes:
-        split: `"train"`, `"valid_seen"` or `"valid_unseen"`.
-        index: number of the game in its split.
-        seed: seed of the set of games.
-        task_type: short name, a key of `TASK_NAMES`.
-        object: type of the object to handle, as in `"Mug"`.
-        receptacle: type of the receptacle to put it in; the lamp for `"Look"`.
-        room: `"kitchen"`, `"living"`, `"bedroom"` or `"bathroom"`.
-        scene: number of the scene.
-    """
-
-    split: str
-    index: int
-    seed: int
-    task_type: str
-    object: str
-    receptacle: str
-    room: str
-    scene: int
-
-    @property
-    def trial(self) -> str:
-        """Folder of the game below that of its task, as in `"trial_train_S0_000007"`."""
-        return f"trial_{self.split}_S{self.seed}_{self.index:06d}"
-
-    @property
-    def name(self) -> str:
-        """`<task type>-<Object>-None-<Receptacle>-<scene>/<trial>`, as game files are laid out in their split."""
-        return f"{TASK_NAMES[self.task_type]}-{self.object}-None-{self.receptacle}-{self.scene}/{self.trial}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Receptacle:
-    id: str
-    type: str
-    position: tuple[int, int, int]
-    location: str
-    openable: bool
-    weight: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Scene:
-    receptacles: tuple[_Receptacle, ...]
-    start: str
-    object_types: tuple[str, ...]
-
-    def of_type(self, receptacle_type: str) -> list[_Receptacle]:
-        return [r for r in self.receptacles if r.type == receptacle_type]
-
-
-@dataclass(frozen=True, slots=True)
-class _Thing:
-    id: str
-    kind: str
-    location: str
-    receptacle: _Receptacle | None  # None: on the floor, out of reach
 
 
 class _Draw:
@@ -214,7 +132,7 @@ def generate_game(split: str, index: int, seed: int = 0, task_type: str | None =
 def write_game(game: GameDescription, root: str | Path) -> Path:
     """Writes `<root>/json_2.1.1/<split>/<name>/game.tw-pddl` and returns its path.
 
-    Beside it goes a `traj_data.json` with the task type, without which upstream's `AlfredTWEnv` skips a folder.
+    A `traj_data.json` with the task type is written next to it, without which upstream's `AlfredTWEnv` skips a folder.
     """
     folder = Path(root) / "json_2.1.1" / game.split / game.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -248,9 +166,9 @@ def game_file(game: GameDescription) -> dict[str, Any]:
     return {
         "pddl_domain": read_data("alfred.pddl"),
         "grammar": read_data("alfred.twl2").replace("UNKNOWN GOAL.", sentence),
-        "pddl_problem": _problem(game, scene, things),
+        "pddl_problem": problem_text(game, scene, things),
         "solvable": True,
-        "walkthrough": _walkthrough(game, scene, things),
+        "walkthrough": walkthrough(game, scene, things),
     }
 
 
@@ -286,10 +204,10 @@ def _places(room: str, present: set[str], obj: str, without: str | None) -> dict
 
 
 @cache
-def _scene(room: str, number: int) -> _Scene:
+def _scene(room: str, number: int) -> Scene:
     table = room_statistics()[room]
     draw = _Draw(f"scene/{number}")
-    receptacles: list[_Receptacle] = []
+    receptacles: list[Receptacle] = []
     used: set[tuple[int, int, int]] = set()
     location = ""
     for kind, spec in table["receptacles"].items():
@@ -302,10 +220,10 @@ def _scene(room: str, number: int) -> _Scene:
                 stem, suffix = kind.removesuffix("Basin"), f"_bar_{kind}"
             identifier = _identifier(stem, (x, y, z)) + suffix
             openable = draw.uniform() < spec["openable"]
-            receptacles.append(_Receptacle(identifier, kind, (x, y, z), location, openable, 0.5 + draw.uniform()))
+            receptacles.append(Receptacle(identifier, kind, (x, y, z), location, openable, 0.5 + draw.uniform()))
     start = _location(draw, {r.location for r in receptacles})
     object_types = tuple(kind for kind, spec in table["objects"].items() if draw.uniform() < spec["scenes"])
-    return _Scene(tuple(receptacles), start, object_types)
+    return Scene(tuple(receptacles), start, object_types)
 
 
 def _free_position(draw: _Draw, used: set[tuple[int, int, int]]) -> tuple[int, int, int]:
@@ -334,7 +252,7 @@ def _identifier(kind: str, position: tuple[int, int, int]) -> str:
     return "_bar_".join((kind, *parts))
 
 
-def _place_objects(game: GameDescription, scene: _Scene, draw: _Draw) -> list[_Thing]:
+def _place_objects(game: GameDescription, scene: Scene, draw: _Draw) -> list[Thing]:
     """The objects of a game. Those that cannot be picked up belong to the scene, the same in all its games."""
     table = room_statistics()[game.room]["objects"]
     present = {r.type for r in scene.receptacles}
@@ -343,7 +261,7 @@ def _place_objects(game: GameDescription, scene: _Scene, draw: _Draw) -> list[_T
     if game.task_type == "Look":
         kinds[_LAMP] = None
     used = {r.position for r in scene.receptacles}
-    things: list[_Thing] = []
+    things: list[Thing] = []
     for kind in sorted(kinds):
         source = draw if kind in properties()["pickupable"] or kind == _LAMP else fixed
         copies = 1 + source.weighted(dict(enumerate(table[kind]["copies"])))
@@ -362,13 +280,13 @@ def _place_objects(game: GameDescription, scene: _Scene, draw: _Draw) -> list[_T
                 weights = {r: r.weight for r in scene.of_type(place)}
                 receptacle = source.weighted(weights)
             location = receptacle.location if receptacle else source.choice(scene.receptacles).location
-            things.append(_Thing(_identifier(kind, _free_position(source, used)), kind, location, receptacle))
+            things.append(Thing(_identifier(kind, _free_position(source, used)), kind, location, receptacle))
     return things
 
 
-def _search_steps(game: GameDescription, scene: _Scene, things: list[_Thing]) -> int:
+def _search_steps(game: GameDescription, scene: Scene, things: list[Thing]) -> int:
     """Steps that it takes to find what the task needs by looking into the likeliest receptacles first."""
-    names = _names([r.id for r in scene.receptacles])
+    names = player_names([r.id for r in scene.receptacles])
     openable = {names[r.id]: r.openable for r in scene.receptacles}
     searched: set[str] = set()
     for kind, number in ((game.object, 2 if game.task_type == "Pick2" else 1), (_LAMP, game.task_type == "Look")):
@@ -381,111 +299,3 @@ def _search_steps(game: GameDescription, scene: _Scene, things: list[_Thing]) ->
             searched.add(place)
             number -= found.count(place)
     return sum(1 + openable[place] for place in searched)
-
-
-def _problem(game: GameDescription, scene: _Scene, things: list[_Thing]) -> str:
-    object_types = sorted({thing.kind for thing in things})
-    receptacle_types = sorted({r.type for r in scene.receptacles})
-    locations = sorted({r.location for r in scene.receptacles} | {scene.start})
-    objects = ["agent1 - agent"]
-    objects += [f"{kind}Type - otype" for kind in object_types]
-    objects += [f"{kind}Type - rtype" for kind in receptacle_types]
-    objects += [f"{thing.id} - object" for thing in things]
-    objects += [f"{r.id} - receptacle" for r in scene.receptacles]
-    objects += [f"{location} - location" for location in locations]
-
-    facts = [f"receptacleType {r.id} {r.type}Type" for r in scene.receptacles]
-    facts += [f"objectType {thing.id} {thing.kind}Type" for thing in things]
-    for receptacle_type in receptacle_types:
-        allowed = containable()[receptacle_type]
-        facts += [f"canContain {receptacle_type}Type {kind}Type" for kind in object_types if kind in allowed]
-    for name, kinds in properties().items():
-        facts += [f"{name} {thing.id}" for thing in things if thing.kind in kinds]
-    facts += [f"openable {r.id}" for r in scene.receptacles if r.openable]
-    facts.append(f"atLocation agent1 {scene.start}")
-    facts += [f"inReceptacle {thing.id} {thing.receptacle.id}" for thing in things if thing.receptacle]
-    facts += [f"receptacleAtLocation {r.id} {r.location}" for r in scene.receptacles]
-    facts += [f"objectAtLocation {thing.id} {thing.location}" for thing in things]
-
-    return (
-        f"(define (problem plan_{game.trial})\n(:domain alfred)\n(:objects\n"
-        + "\n".join(f"    {line}" for line in objects)
-        + "\n)\n(:init\n"
-        + "\n".join(f"    ({line})" for line in facts)
-        + f"\n)\n(:goal\n{_goal(game)}\n)\n)\n"
-    )
-
-
-def _goal(game: GameDescription) -> str:
-    target, place = f"{game.object}Type", f"{game.receptacle}Type"
-    if game.task_type == "Look":
-        return (
-            "    (and\n        (exists (?ot - object ?r - receptacle ?a - agent ?l - location)\n"
-            f"            (and (objectType ?ot {place}) (toggleable ?ot) (isToggled ?ot) (receptacleAtLocation ?r ?l)"
-            " (atLocation ?a ?l) (inReceptacle ?ot ?r)))\n"
-            "        (exists (?o - object ?a - agent)\n"
-            f"            (and (objectType ?o {target}) (holds ?a ?o))))"
-        )
-    if game.task_type == "Pick2":
-        return (
-            "    (and\n        (exists (?r - receptacle)\n            (exists (?o1 - object)\n"
-            f"                (and (objectType ?o1 {target}) (receptacleType ?r {place}) (inReceptacle ?o1 ?r)\n"
-            "                    (exists (?o2 - object)\n"
-            f"                        (and (not (= ?o1 ?o2)) (objectType ?o2 {target}) (receptacleType ?r {place})"
-            " (inReceptacle ?o2 ?r)))))))"
-        )
-    before, after = "", ""
-    if game.task_type in _STATES:
-        before, after = f"({_ABILITIES[game.task_type]} ?o) ", f" ({_STATES[game.task_type]} ?o)"
-    return (
-        "    (and\n        (exists (?r - receptacle)\n            (exists (?o - object)\n"
-        f"                (and {before}(inReceptacle ?o ?r) (objectType ?o {target})"
-        f" (receptacleType ?r {place}){after}))))"
-    )
-
-
-def _walkthrough(game: GameDescription, scene: _Scene, things: list[_Thing]) -> list[str]:
-    """A shortest-effort solution that knows where everything is."""
-    names = _names([thing.id for thing in things] + [r.id for r in scene.receptacles])
-    commands: list[str] = []
-    opened: set[str] = set()
-
-    def visit(receptacle: _Receptacle) -> None:
-        commands.append(f"go to {names[receptacle.id]}")
-        if receptacle.openable and receptacle.id not in opened:
-            opened.add(receptacle.id)
-            commands.append(f"open {names[receptacle.id]}")
-
-    found = [(names[t.id], t.receptacle) for t in things if t.kind == game.object and t.receptacle]
-    for name, source in found[: 2 if game.task_type == "Pick2" else 1]:
-        visit(source)
-        commands.append(f"take {name} from {names[source.id]}")
-        if game.task_type == "Look":
-            lamp, stand = next((t.id, t.receptacle) for t in things if t.kind == game.receptacle and t.receptacle)
-            if stand.location != source.location:
-                commands.append(f"go to {names[stand.id]}")
-            commands.append(f"use {names[lamp]}")
-            break
-        if game.task_type in _TOOLS:
-            tool = scene.of_type(_TOOLS[game.task_type])[0]
-            if tool.location != source.location:
-                commands.append(f"go to {names[tool.id]}")
-            commands.append(f"{game.task_type.lower()} {name} with {names[tool.id]}")
-        target = scene.of_type(game.receptacle)[0]
-        visit(target)
-        commands.append(f"move {name} to {names[target.id]}")
-    return commands
-
-
-def _names(identifiers: list[str]) -> dict[str, str]:
-    """The names that players read: ids in sorted order get the numbers of their kind from the highest down."""
-    stems = {i: i.split("_bar_", 1)[0].lower() + ("basin" if "basin" in i.lower() else "") for i in identifiers}
-    remaining: dict[str, int] = {}
-    for stem in stems.values():
-        remaining[stem] = remaining.get(stem, 0) + 1
-    names: dict[str, str] = {}
-    for identifier in sorted(identifiers, key=str.lower):
-        stem = stems[identifier]
-        names[identifier] = f"{stem} {remaining[stem]}"
-        remaining[stem] -= 1
-    return names

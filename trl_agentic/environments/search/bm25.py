@@ -97,7 +97,7 @@ def _build(passages: Sequence[str] | Dataset, k1: float, b: float, show_progress
 
 
 def _fingerprint(passages: Sequence[str] | Dataset) -> str:
-    """Tells corpora apart by their size and a sample of up to 1,000 passages."""
+    """Identifies a corpus by its size and a sample of up to 1,000 passages."""
     digest = hashlib.sha256()
     for place in range(0, len(passages), max(1, len(passages) // 1000)):
         digest.update(passage_text(passages[place]).encode("utf-8", "replace") + b"\0")

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from trl_agentic.options import check_choice
 from trl_agentic.types import StepResult
 
 from .answers import Move, exact_match, f1, parse_plain, parse_tags
@@ -92,9 +93,9 @@ class SearchEnv:
         format_penalty: float = 1.0,
         instructions: str | None = None,
     ) -> None:
-        _check_option("split", split, ("train", "test"))
-        _check_option("action_format", action_format, tuple(_PARSERS))
-        _check_option("metric", metric, tuple(_METRICS))
+        check_choice("split", split, ("train", "test"), "SearchEnv")
+        check_choice("action_format", action_format, tuple(_PARSERS), "SearchEnv")
+        check_choice("metric", metric, tuple(_METRICS), "SearchEnv")
         for name, number in (("num_questions", num_questions), ("max_searches", max_searches), ("top_k", top_k)):
             if number is not None and number < 1:
                 raise ValueError(f"SearchEnv: `{name}` must be at least 1, got {number}.")
@@ -153,7 +154,7 @@ class SearchEnv:
         Args:
             question (`str`): the question.
             ground_truth (`Sequence[str]`): the accepted answers.
-            task_type (`str`, *optional*): handed on in `info`.
+            task_type (`str`, *optional*): returned in `info`.
             **row: other columns of the dataset row; not used.
 
         Returns:
@@ -244,19 +245,19 @@ class SearchEnv:
         """Ends the episode. The retriever is shared and stays as it is."""
         self._over = "`reset` starts one"
 
-    def expert(self) -> Callable[[str], str]:
+    def expert_policy(self) -> Callable[[str], str]:
         """The scripted oracle of the generated world, for the running episode: from each observation to a turn in
-        `action_format`. It reads what a policy reads.
+        `action_format`. It reads the observations that a policy reads.
 
         Raises:
-            ValueError: the question is none of a generated world.
+            ValueError: the question is not from a generated world.
         """
         oracle = Oracle()
         oracle.reset(self._question)
         return lambda observation: self._written(oracle.act(observation))
 
-    def chance(self, draw: random.Random) -> Callable[[str], str]:
-        """Searches for words of what it reads and answers with one of them, in `action_format`."""
+    def random_policy(self, draw: random.Random) -> Callable[[str], str]:
+        """Searches for words of the observation and answers with one of them, in `action_format`."""
 
         def turn(observation: str) -> str:
             words = re.findall(r"\w+", observation) or ["nothing"]
@@ -316,8 +317,3 @@ def _drawn(rows: Sequence[dict[str, Any]], count: int | None, seed: int) -> Sequ
     if count is None or count >= len(rows):
         return rows
     return [rows[place] for place in sorted(random.Random(seed).sample(range(len(rows)), count))]
-
-
-def _check_option(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"SearchEnv: `{name}` must be one of {', '.join(allowed)}, got {value!r}.")

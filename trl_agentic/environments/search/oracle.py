@@ -1,16 +1,13 @@
-"""A scripted policy that answers every question of a generated world, from what the environment shows it alone."""
+"""Scripted policy that answers every question of a generated world from the observations alone."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from trl_agentic.environments.base import Environment
 
 from .world import RELATIONS, chain_of
-
-
-if TYPE_CHECKING:
-    from .env import SearchEnv
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +15,9 @@ class Step:
     """One turn of a demonstration.
 
     Attributes:
-        observation: what the policy reads.
+        observation: the text that the policy reads.
         action: its turn, in the plain format.
-        imitate: `False` for a turn that was put in to go astray, which nothing should be trained to repeat.
+        imitate: `False` for a turn that was inserted to go astray, which must not be imitated.
     """
 
     observation: str
@@ -29,14 +26,14 @@ class Step:
 
 
 class Oracle:
-    """Follows the chain of a question: one search a relation, another with the other wording if the passages that come
-    back do not tell it, and the answer at the end. It reads its observations and nothing else."""
+    """Scripted policy that follows the chain of a question: one search for each relation, another with the second
+    wording if the passages do not contain it, and the answer at the end. It reads only its observations."""
 
     def reset(self, question: str) -> None:
         """Starts on a question, the first observation of an episode.
 
         Raises:
-            ValueError: it is no question of a generated world.
+            ValueError: it is not a question of a generated world.
         """
         self._entity, self._chain = chain_of(question)
         self._tries = self._found = 0
@@ -60,37 +57,37 @@ class Oracle:
         self._tries -= 1
 
     def hasty_answer(self) -> str | None:
-        """An answer with what was found last, if something was found and more is to be found."""
+        """An answer with the last entity found, if one was found before the end of the chain."""
         return f"answer {self._entity}" if self._found and self._chain else None
 
     def _read(self, observation: str) -> str | None:
-        """The value of the relation that is looked for, if a sentence of the result tells it."""
+        """The value of the next relation of the chain, if a sentence of the result contains it."""
         for wording in self._chain[0].wordings:
-            _, told, rest = observation.partition(f". {self._entity} {wording.text.format('')}")
-            if told:
+            _, found, rest = observation.partition(f". {self._entity} {wording.text.format('')}")
+            if found:
                 return rest.partition(".")[0]
         return None
 
 
 def demonstration(
-    env: SearchEnv, row: dict[str, object], rng: random.Random, noise: float = 0.0, haste: float = 0.0
+    env: Environment, row: dict[str, object], rng: random.Random, noise: float = 0.0, haste: float = 0.0
 ) -> list[Step] | None:
     """An episode of the oracle.
 
     Args:
         env ([`SearchEnv`]): an environment with `action_format="plain"`.
         row (`dict`): a row of its [`tasks`].
-        rng (`random.Random`): draws the turns that go astray, and the hasty ones.
+        rng (`random.Random`): draws the turns that go astray and the hasty ones.
         noise (`float`, *optional*, defaults to `0.0`): probability of a search that goes astray before one of the
             oracle.
-        haste (`float`, *optional*, defaults to `0.0`): probability of an answer with what was found last
-            ([`Oracle.hasty_answer`]) where the oracle would search on. It is part of the play, to be imitated with it.
+        haste (`float`, *optional*, defaults to `0.0`): probability of a hasty answer ([`Oracle.hasty_answer`])
+            where the oracle would search again. It is part of the demonstration, to be imitated with it.
 
     Returns:
         `list[Step]`: its turns; `None` if the searches were used up before the answer.
     """
     oracle, steps = Oracle(), []
-    observation = env.reset(**row)  # type: ignore[arg-type]
+    observation = env.reset(**row)
     oracle.reset(observation)
     while True:
         action, imitate = oracle.act(observation), True

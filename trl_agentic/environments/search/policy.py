@@ -11,7 +11,7 @@ def small_policy() -> Path:
     In the end the oracle was in haste: it answered with what it found first, a habit for training to remove.
 
     It knows no other text than that of generated worlds, one passage a search, and answers with the search or the
-    answer alone (`action_format="plain"`, `top_k=1`, `instructions=""`). `warm_start.json` beside it says which script
-    made it, with what seed, and how well it answers.
+    answer alone (`action_format="plain"`, `top_k=1`, `instructions=""`). `warm_start.json` in the same folder records
+    the script that made it, its seed and how well it answers.
     """
     return Path(__file__).parent / "data" / "small_policy"

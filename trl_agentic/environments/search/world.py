@@ -2,8 +2,8 @@
 
 Everything follows from a seed. A question names a chain of relations, as in "Name the birthplace of the author of
 Silver Lantern."; each relation of the chain stands in another passage. Two things make retrieval fail: entities share
-their words with others, and each relation is told in one of two wordings that share no word with each other or with
-the question.
+their words with others, and each relation is expressed in one of two wordings that share no word with each other or
+with the question.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Wording:
 
     Attributes:
         text: predicate with `{}` for the value.
-        keyword: its word that tells it from the other predicates.
+        keyword: its word that no other predicate has.
     """
 
     text: str
@@ -37,18 +37,13 @@ class Relation:
         name: its noun in questions.
         subject: kind of the entities that have one.
         value: kind of what it leads to.
-        wordings: how passages tell it, the more frequent first.
+        wordings: how passages express it, the more frequent one first.
     """
 
     name: str
     subject: str
     value: str
     wordings: tuple[Wording, Wording]
-
-
-def _relation(name: str, subject: str, value: str, *wordings: tuple[str, str]) -> Relation:
-    first, second = (Wording(*wording) for wording in wordings)
-    return Relation(name, subject, value, (first, second))
 
 
 RELATIONS = {
@@ -69,7 +64,7 @@ RELATIONS = {
         ("river", "town", "river", "lies on {}", "lies", "is crossed by {}", "crossed"),
     )
 }
-"""The relations by name. An entity has a value for each relation of its kind, and one passage tells it."""
+"""The relations by name. An entity has a value for each relation of its kind, and one passage contains it."""
 
 SPLIT_SIZES = {"train": 4000, "test": 400}
 """Number of questions of each split."""
@@ -210,20 +205,20 @@ def _relate(entities: dict[str, list[_Entity]], rng: random.Random) -> None:
 
 
 def _passages(entity: _Entity, everyone: dict[str, list[_Entity]], rng: random.Random) -> Iterator[str]:
-    """All that is told of an entity, in passages of one to three sentences; each names it."""
-    told = []
+    """All facts about an entity, in passages of one to three sentences, each of which names it."""
+    predicates = []
     for name, value in entity.values.items():
         wording = RELATIONS[name].wordings[rng.random() < _SECOND_WORDING]
-        told.append(wording.text.format(value if isinstance(value, str) else value.name))
+        predicates.append(wording.text.format(value if isinstance(value, str) else value.name))
     for aside in rng.sample(_ASIDES[entity.kind], 2):
         names = {kind: rng.choice(others).name for kind, others in everyone.items()}
-        told.append(aside.format(**names, year=rng.choice(_YEARS)))
+        predicates.append(aside.format(**names, year=rng.choice(_YEARS)))
     if entity.alias:
-        told.append(f"is also known as {entity.alias}")
-    rng.shuffle(told)
-    while told:
+        predicates.append(f"is also known as {entity.alias}")
+    rng.shuffle(predicates)
+    while predicates:
         size = rng.randint(1, 3)
-        sentences, told = told[:size], told[size:]
+        sentences, predicates = predicates[:size], predicates[size:]
         yield " ".join(f"{entity.name} {text}." for text in sentences)
 
 

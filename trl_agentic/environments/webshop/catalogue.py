@@ -1,77 +1,27 @@
-"""What the shop sells: products, the search over them, and the goals made from them. Read-only once it is built."""
+"""Catalogue of the shop: products, the search over them and the goals made from them. Read-only after construction."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from os import PathLike
-from typing import Any
 
 from .goals import human_goals, synthetic_goals
 from .nouns import Nouns
+from .product import Product
 from .reward import Goal, Reward, has_attribute, matched_options, same_category, title_score, type_factor
 from .search import SearchIndex
 
 
 RESULTS = 50
-DEFAULT_PRICE = 100.0
 DEFAULT_PRICE_SEED = 5
 COLOR_NAMES = tuple(
     "amber aqua beige black blue bronze brown burgundy charcoal copper coral cream crimson cyan gold gray green grey "
     "indigo ivory khaki lavender lilac lime magenta maroon mint mustard navy olive orange peach pink plum purple red "
     "rose rust sand scarlet silver tan taupe teal turquoise violet white wine yellow".split()
 )
-"""Colours that the reward reads from an option where no other names are given, in the order that they are tried."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Product:
-    """A product as the shop shows it.
-
-    Attributes:
-        asin (`str`): its number.
-        title, description (`str`): texts.
-        bullets (`tuple[str, ...]`): its features.
-        category, query, product_category (`str`): department, the search that it was found with, and its place in the
-            shop, as in [`Goal`].
-        prices (`tuple[float, ...]`): one price, or two between which it is drawn, in dollars.
-        options (`dict[str, tuple[str, ...]]`): values of each option, in the order shown.
-        attributes (`tuple[str, ...]`): what the reward says the product is.
-        instruction (`str`, *optional*) and `instruction_attributes`: what a synthetic goal asks for.
-        human_instructions (`tuple[dict, ...]`): goals that people wrote.
-    """
-
-    asin: str
-    title: str
-    description: str
-    bullets: tuple[str, ...]
-    category: str
-    query: str
-    product_category: str
-    prices: tuple[float, ...]
-    options: dict[str, tuple[str, ...]]
-    attributes: tuple[str, ...]
-    instruction: str | None = None
-    instruction_attributes: tuple[str, ...] = ()
-    human_instructions: tuple[Mapping[str, Any], ...] = ()
-    option_of: dict[str, str] = field(init=False, repr=False)
-    """Name of the option that a value belongs to; the last one where several have the value."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "option_of", {v: name for name, values in self.options.items() for v in values})
-
-    @property
-    def price_tag(self) -> str:
-        """The price as the shop shows it."""
-        return " to ".join(f"${price}" for price in self.prices)
-
-    @property
-    def searchable_text(self) -> str:
-        """What the search finds the product by: title, description, first feature and options."""
-        options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in self.options.items())
-        return f"{self.title} {self.description} {self.bullets[0] if self.bullets else ''} {options}".lower()
+"""Default colours that the reward reads from an option, in the order in which they are tried."""
 
 
 class WebShopCatalogue:
@@ -128,14 +78,14 @@ class WebShopCatalogue:
         subset: str | None = None,
         price_seed: int = DEFAULT_PRICE_SEED,
     ) -> WebShopCatalogue:
-        """Reads the official files `items_shuffle*.json`, `items_ins_v2*.json` and, if there, `items_human_ins*.json`.
+        """Reads the official files `items_shuffle*.json`, `items_ins_v2*.json` and, if any, `items_human_ins*.json`.
 
         Args:
             data_dir (`str` or `os.PathLike`): their folder. Two more files are used where they are there:
                 `nouns*.json` (title to its nouns, so that nothing needs to be parsed) and `reward_colors.json`.
-            color_names (`Sequence[str]`, *optional*): as above. Defaults to what `reward_colors.json` lists.
-            subset (`str`, *optional*): what stands for `*`: `"_1000"`, or `""` for all products. Needed where the
-                folder has several.
+            color_names (`Sequence[str]`, *optional*): as above. Defaults to the list in `reward_colors.json`.
+            subset (`str`, *optional*): text in place of `*`: `"_1000"`, or `""` for all products. Needed if the folder
+                has several.
             price_seed (`int`, *optional*, defaults to `5`): as above.
 
         Raises:
@@ -167,11 +117,11 @@ class WebShopCatalogue:
         return None if number is None else self.products[number]
 
     def price(self, product: Product) -> float:
-        """What the product costs in this shop, in dollars."""
+        """Price of the product in this shop, in dollars."""
         return self.prices[self._numbers[product.asin.lower()]]
 
     def search(self, query: str) -> tuple[Product, ...]:
-        """What the shop finds for a query.
+        """Products that the shop finds for a query.
 
         Args:
             query (`str`): words, of which the best 50 products are found. After `<a>`, `<c>` or `<q>`: all products

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, SupportsIndex, TypedDict, get_args
 
 from . import pages
-from .catalogue import Product, WebShopCatalogue
+from .catalogue import WebShopCatalogue
+from .product import Product
 from .reward import Goal, Reward
 
 
@@ -24,7 +25,7 @@ class AvailableActions(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class WebShopState:
-    """What the shopper is told.
+    """State that the shopper sees.
 
     Attributes:
         observation (`str`): the page.

@@ -6,11 +6,13 @@ import json
 import operator
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
+from trl_agentic.deprecation import renamed_option
 from trl_agentic.environments.prompts import ADMISSIBLE, read_answer
+from trl_agentic.options import check_choice
 from trl_agentic.types import StepResult
 
 from .catalogue import WebShopCatalogue
@@ -66,16 +68,16 @@ class WebShopEnv:
         seed (`int`, *optional*): seed of the made-up products (0 if `None`) and of the prices that are drawn.
         human_goals (`bool`, *optional*, defaults to `False`): goals that people wrote instead of those made from the
             options of the products. Needs `data_dir` or upstream.
-        num_goals (`int`, *optional*): number of goals; all of the split if `None`. Goals are shuffled, so a part is
-            the first ones.
+        num_goals (`int`, *optional*): number of goals, of which the first ones are taken; all of the split if `None`.
+            Needed for a web site, which does not report how many it has.
         mode (`str`, *optional*, defaults to `"text"`): how a page reads, as for [`WebShopEngine`].
         max_steps (`int`, *optional*, defaults to `15`): steps after which an episode is truncated.
         show_admissible (`bool`, *optional*, defaults to `True`): list the admissible actions below each page.
         action_format (`str`, *optional*, defaults to `"tags"`): how the policy's answer is read. `"tags"`: the action
-            is what stands in the first `<action>...</action>`, in lower case; without one the last 30 characters are
-            tried and the answer counts as invalid, as it does without `<think>...</think>` or with Chinese characters.
-            `"plain"`: the whole answer is the action, white space around it left out.
-        paid_for (`str`, *optional*, defaults to `"success"`): `"success"` pays `success_reward` for a purchase that
+            is the text of the first `<action>...</action>`, in lower case. Without one, the last 30 characters are the
+            action and the answer is invalid, as it is without `<think>...</think>` or with Chinese characters.
+            `"plain"`: the whole answer, without surrounding white space, is the action.
+        reward_mode (`str`, *optional*, defaults to `"success"`): `"success"` pays `success_reward` for a purchase that
             scores 1 and nothing for any other; `"score"` pays `success_reward` times the score.
         success_reward (`float`, *optional*, defaults to `10.0`): as above.
         anchor_options (`bool`, *optional*, defaults to `True`): whether the state for grouping includes the options
@@ -86,9 +88,10 @@ class WebShopEnv:
             site, such as `"http://127.0.0.1:3000"` ([`UpstreamSiteEngine`]).
         instructions (`str`, *optional*): system prompt in the rows of [`tasks`], instead of the one that
             `INSTRUCTIONS` has for `action_format`. With `""` the rows have no system prompt.
+        paid_for (`str`, *optional*): deprecated name of `reward_mode`.
 
     Raises:
-        ValueError: an option has none of the values above, the split is empty, or a data file is broken.
+        ValueError: an option has another value than those above, the split is empty, or a data file is broken.
         FileNotFoundError: a data file is missing.
 
     Example:
@@ -113,48 +116,59 @@ class WebShopEnv:
         max_steps: int = 15,
         show_admissible: bool = True,
         action_format: Literal["tags", "plain"] = "tags",
-        paid_for: Literal["success", "score"] = "success",
+        reward_mode: Literal["success", "score"] = "success",
         success_reward: float = 10.0,
         anchor_options: bool = True,
         backend: str = "engine",
         instructions: str | None = None,
+        paid_for: Literal["success", "score"] | None = None,
     ) -> None:
-        _check_option("split", split, tuple(SPLITS))
-        _check_option("mode", mode, ("text", "text_rich"))
-        _check_option("action_format", action_format, tuple(INSTRUCTIONS))
-        _check_option("paid_for", paid_for, ("success", "score"))
+        reward_mode = renamed_option("paid_for", paid_for, "reward_mode", reward_mode, default="success")
         is_site = backend.startswith(("http://", "https://"))
-        if not is_site:
-            _check_option("backend", backend, ("engine", "upstream", "http://..."))
+        for name, value, allowed in (
+            ("split", split, tuple(SPLITS)),
+            ("mode", mode, ("text", "text_rich")),
+            ("action_format", action_format, tuple(INSTRUCTIONS)),
+            ("reward_mode", reward_mode, ("success", "score")),
+            ("backend", "http://..." if is_site else backend, ("engine", "upstream", "http://...")),
+        ):
+            check_choice(name, value, allowed, "WebShopEnv")
         for name, number in (("num_products", num_products), ("num_goals", num_goals), ("max_steps", max_steps)):
             if number is not None and number < 1:
                 raise ValueError(f"WebShopEnv: `{name}` must be at least 1, got {number}.")
-        if backend == "engine":
-            if num_products is None:
-                raise ValueError("WebShopEnv: `num_products` must be at least 1, got None.")
-            if human_goals and data_dir is None:
-                raise ValueError(
-                    "WebShopEnv: `human_goals` needs `data_dir`: nobody wrote goals for made-up products."
-                )
-        elif data_dir is not None or seed is not None:
-            raise ValueError("WebShopEnv: `data_dir` and `seed` are not for upstream, which has its own data.")
-        elif is_site and human_goals:
-            raise ValueError(
-                "WebShopEnv: `human_goals` is not for a site: which goals it has was said where it began."
-            )
+        _check_backend(backend, is_site, num_products, human_goals, data_dir, seed, num_goals)
         self.split = split
         self.max_steps = max_steps
         self.show_admissible = show_admissible
         self.action_format = action_format
-        self.paid_for = paid_for
+        self.reward_mode = reward_mode
         self.success_reward = success_reward
         self.anchor_options = anchor_options
         self.instructions = INSTRUCTIONS[action_format] if instructions is None else instructions
         self._catalogue: WebShopCatalogue | None = None
+        self._open(backend, is_site, data_dir, subset, num_products, seed, human_goals, num_goals, mode)
+        self._steps = 0
+        self._over = "`reset` starts one"
+
+    def _open(
+        self,
+        backend: str,
+        is_site: bool,
+        data_dir: str | os.PathLike[str] | None,
+        subset: str | None,
+        num_products: int | None,
+        seed: int | None,
+        human_goals: bool,
+        num_goals: int | None,
+        mode: Mode,
+    ) -> None:
+        """Opens the shop and chooses the goals of the split."""
+        self._goals: Sequence[Goal] | None = None
         self._engine: WebShopEngine | UpstreamWebShopEngine | UpstreamSiteEngine
         if is_site:
             self._engine = UpstreamSiteEngine(backend, mode)
-            self._goals = self._engine.goals
+            first, last = SPLITS[self.split].start, SPLITS[self.split].stop
+            self._numbers = range(first, first + (num_goals or 0))[: None if last is None else last - first]
         elif backend == "upstream":
             self._engine = UpstreamWebShopEngine(None, mode, human_goals, num_products)
             self._goals = self._engine.goals
@@ -165,9 +179,8 @@ class WebShopEnv:
                 self._catalogue = _released(os.fspath(data_dir), subset, seed)
             self._engine = WebShopEngine(self._catalogue, mode, human_goals)
             self._goals = self._catalogue.goals(human_goals)
-        self._numbers = split_numbers(len(self._goals), split)[:num_goals]
-        self._steps = 0
-        self._over = "`reset` starts one"
+        if self._goals is not None:
+            self._numbers = split_numbers(len(self._goals), self.split)[:num_goals]
 
     def __len__(self) -> int:
         """Number of goals."""
@@ -195,7 +208,7 @@ class WebShopEnv:
         return [
             {
                 "goal": number,
-                "task_type": self._goals[number].category,
+                "task_type": "webshop" if self._goals is None else self._goals[number].category,
                 "environment": "webshop",
                 "prompt": [dict(message) for message in prompt],
             }
@@ -203,15 +216,14 @@ class WebShopEnv:
         ]
 
     def ceiling(self) -> Ceiling | None:
-        """What the right products would earn: the reward does not recognise every option, so some goals cannot reach
-        1.
+        """Reward of the right products. The reward does not recognise every option, so some goals cannot reach 1.
 
-        Report it beside every success rate.
+        Report it with every success rate.
 
         Returns:
             [`Ceiling`], or `None` for upstream.
         """
-        if self._catalogue is None:
+        if self._catalogue is None or self._goals is None:
             return None
         best = [self._catalogue.best_purchase(self._goals[number])[0] for number in self._numbers]
         return Ceiling(score=sum(best) / len(best), success=sum(score == 1.0 for score in best) / len(best))
@@ -270,7 +282,7 @@ class WebShopEnv:
         success = state.reward == 1.0
         return StepResult(
             observation=state.observation if self._over else self._render(state),
-            reward=self.success_reward * (state.reward if self.paid_for == "score" else success),
+            reward=self.success_reward * (state.reward if self.reward_mode == "score" else success),
             terminated=state.done,
             truncated=truncated,
             info={
@@ -288,10 +300,10 @@ class WebShopEnv:
         """Ends the episode."""
         self._over = "`reset` starts one"
 
-    def expert(self) -> Callable[[str], str]:
+    def expert_policy(self) -> Callable[[str], str]:
         """The scripted shopper ([`Shopper`]) for the running episode: from each page to an answer in `action_format`.
 
-        It earns what [`ceiling`] says.
+        It earns the [`ceiling`].
 
         Raises:
             ValueError: `mode` is not `"text"`, the only pages that it reads, or the backend is upstream.
@@ -303,8 +315,8 @@ class WebShopEnv:
         shopper = Shopper(self._engine, self.max_steps)
         return lambda observation: self._written(shopper.act(self._state))
 
-    def chance(self, draw: random.Random) -> Callable[[str], str]:
-        """Searches for random words of the instruction and clicks on random things, in `action_format`."""
+    def random_policy(self, draw: random.Random) -> Callable[[str], str]:
+        """Searches for random words of the instruction and clicks on random elements, in `action_format`."""
         shopper = RandomShopper(self._engine, draw)
         return lambda observation: self._written(shopper.act(self._state))
 
@@ -347,6 +359,24 @@ def _released(data_dir: str, subset: str | None, seed: int | None) -> WebShopCat
     return WebShopCatalogue.from_json(data_dir, subset=subset, price_seed=seed)
 
 
-def _check_option(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"WebShopEnv: `{name}` must be one of {', '.join(allowed)}, got {value!r}.")
+def _check_backend(
+    backend: str,
+    is_site: bool,
+    num_products: int | None,
+    human_goals: bool,
+    data_dir: str | os.PathLike[str] | None,
+    seed: int | None,
+    num_goals: int | None,
+) -> None:
+    """Checks the options that only some backends have."""
+    if backend == "engine":
+        if num_products is None:
+            raise ValueError("WebShopEnv: `num_products` must be at least 1, got None.")
+        if human_goals and data_dir is None:
+            raise ValueError("WebShopEnv: `human_goals` needs `data_dir`: generated products have no written goals.")
+    elif data_dir is not None or seed is not None:
+        raise ValueError("WebShopEnv: `data_dir` and `seed` are not for upstream, which has its own data.")
+    elif is_site and human_goals:
+        raise ValueError("WebShopEnv: `human_goals` is not for a site, which is started with one kind of goals.")
+    elif is_site and num_goals is None:
+        raise ValueError("WebShopEnv: `num_goals` is needed for a site, which does not report how many it has.")

@@ -1,4 +1,4 @@
-"""Reading the official WebShop files. Whatever is wrong with one is reported with its name and the record."""
+"""Reader of the official WebShop files. Errors name the file and the record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .catalogue import DEFAULT_PRICE, Product
+from .product import DEFAULT_PRICE, Product
 
 
 LONGEST_ASIN = 10

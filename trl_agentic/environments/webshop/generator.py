@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .catalogue import Product
+from .product import Product
 from .reward import CATEGORY_SEPARATOR
 
 
@@ -23,7 +23,7 @@ def generate_products(count: int = 1000, seed: int = 0) -> tuple[list[Product], 
     """Makes products.
 
     Titles are composed of words whose kind is known, so their nouns need no parser. A product's number is `P` and
-    pairs of digits joined by `X`, the last pair first, which tells the products of a page apart: `P17X04` is 417.
+    pairs of digits joined by `X`, the last pair first, which distinguishes the products of a page: `P17X04` is 417.
 
     Args:
         count (`int`, *optional*, defaults to `1000`): how many.

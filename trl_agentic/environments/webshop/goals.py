@@ -1,24 +1,22 @@
-"""Goals: what a shopper is asked to buy, and which of them are for training."""
+"""Goals: the requests of shoppers, and the split of each."""
 
 from __future__ import annotations
 
 import itertools
 import random
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .product import Product
 from .reward import Goal, Option
 
-
-if TYPE_CHECKING:
-    from .catalogue import Product
 
 SHUFFLE_SEED = 233
 PRICE_STEPS = [10.0 * step for step in range(1, 100)]
 NO_LIMIT = 1e6
 
 SPLITS = {"test": slice(0, 500), "eval": slice(500, 1500), "train": slice(1500, None)}
-"""Which goals belong to a split. They never overlap."""
+"""Goals of each split. The splits do not overlap."""
 
 
 def synthetic_goals(products: Sequence[Product], prices: Sequence[float], state: tuple[Any, ...]) -> tuple[Goal, ...]:
@@ -26,7 +24,7 @@ def synthetic_goals(products: Sequence[Product], prices: Sequence[float], state:
 
     Args:
         products (`Sequence[Product]`): all products.
-        prices (`Sequence[float]`): what each costs.
+        prices (`Sequence[float]`): price of each.
         state (`tuple`): state of the random numbers that the price limits are drawn with.
     """
     draw = _random(state)

@@ -1,4 +1,4 @@
-"""The nouns of a title, which the reward compares: from a file, from spaCy, or by a rule of thumb."""
+"""Nouns of a title, which the reward compares: from a file, from spaCy, or by a heuristic."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _spacy() -> Callable[[str], Any] | None:
         return spacy.load(SPACY_MODEL, disable=["parser", "ner", "lemmatizer"])
     except (ImportError, OSError) as error:
         warnings.warn(
-            f"WebShop titles without known nouns: neither a nouns*.json beside the data nor spaCy with {SPACY_MODEL} "
+            f"WebShop titles without known nouns: neither a nouns*.json next to the data nor spaCy with {SPACY_MODEL} "
             f"({error}). All words of a title count as nouns. On the 1,000-product set this changes the reward of "
             "no purchase of a goal's own product, of 3% of all others, and of 8% of those from the first page that "
             "the instruction finds.",
@@ -89,4 +89,4 @@ def _remembered() -> dict[str, tuple[str, ...]]:
     try:
         return {title: tuple(nouns) for title, nouns in map(json.loads, lines)}
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is broken ({error}): delete it, and it is made anew.") from error
+        raise ValueError(f"{path} is broken ({error}): delete it, and it is made again.") from error

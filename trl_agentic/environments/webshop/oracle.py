@@ -12,9 +12,9 @@ import re
 from typing import NamedTuple
 
 from .analysis import analyze
-from .catalogue import Product
 from .engine import WebShopEngine, WebShopState
 from .pages import PER_PAGE
+from .product import Product
 from .reward import Goal
 from .site import UpstreamSiteEngine
 from .upstream import UpstreamWebShopEngine

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .catalogue import Product
+from .product import Product
 
 
 Mode = Literal["text", "text_rich"]

@@ -10,7 +10,7 @@ def small_policy() -> Path:
 
     It knows no other text than the generated shop's and answers with the action alone (`action_format="plain"`, no
     list of admissible actions, `instructions=""`). It knows which options to choose and leaves choices out: that
-    habit is left to training. `warm_start.json` beside it says which script made it, with what seed, and how well it
-    plays.
+    habit is left to training. `warm_start.json` in the same folder records the script that made it, its seed
+    and its success rates.
     """
     return Path(__file__).parent / "data" / "small_policy"

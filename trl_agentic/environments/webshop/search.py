@@ -83,7 +83,7 @@ class SearchIndex:
 
 
 def byte_length(length: int) -> int:
-    """What Lucene remembers of a document's length: exact below 40, then three bits beside the leading one."""
+    """Length of a document as Lucene stores it: exact below 40, then three bits after the leading one."""
     if length < 24:
         return length
     rest = length - 24

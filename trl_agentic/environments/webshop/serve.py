@@ -65,11 +65,35 @@ def explain(goal: Goal, reward: Reward, price: float) -> list[Term]:
     return terms
 
 
+class _Sessions:
+    """Sessions of visitors, of which the oldest is forgotten when there are more than `SESSIONS`."""
+
+    def __init__(self) -> None:
+        self._engines: OrderedDict[str, WebShopEngine] = OrderedDict()
+        self.lock = Lock()
+
+    def start(self, engine: WebShopEngine) -> str:
+        """Adds a session and returns its name."""
+        name = secrets.token_urlsafe(12)
+        with self.lock:
+            self._engines[name] = engine
+            if len(self._engines) > SESSIONS:
+                self._engines.popitem(last=False)
+        return name
+
+    def find(self, name: str) -> WebShopEngine:
+        """The session of that name, or error 404. The lock must be held."""
+        if name not in self._engines:
+            abort(404, "This session is over: start a new one.")
+        self._engines.move_to_end(name)
+        return self._engines[name]
+
+
 def create_app(catalogue: WebShopCatalogue, human_goals: bool = False) -> Flask:
     """A shop that a person can walk through.
 
-    Each visit has a session of its own, named in its address by a random text; the oldest of more than 1,000 is
-    forgotten. All text of the catalogue, the goals and the visitors is escaped.
+    Each visit has its own session, whose address contains a random text; the oldest of more than 1,000 is forgotten.
+    All text of the catalogue, the goals and the visitors is escaped.
 
     Args:
         catalogue ([`WebShopCatalogue`]): the shop.
@@ -82,14 +106,7 @@ def create_app(catalogue: WebShopCatalogue, human_goals: bool = False) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = 64 * 1024
     goals = catalogue.goals(human_goals)
     template = files(__package__).joinpath("data", "shop.html").read_text(encoding="utf-8")
-    sessions: OrderedDict[str, WebShopEngine] = OrderedDict()
-    lock = Lock()
-
-    def session(name: str) -> WebShopEngine:
-        if name not in sessions:
-            abort(404, "This session is over: start a new one.")
-        sessions.move_to_end(name)
-        return sessions[name]
+    sessions = _Sessions()
 
     @app.get("/")
     def index() -> str:
@@ -103,17 +120,12 @@ def create_app(catalogue: WebShopCatalogue, human_goals: bool = False) -> Flask:
             abort(400, f"`goal` must be a number from 0 to {len(goals) - 1}.")
         engine = WebShopEngine(catalogue, human_goals=human_goals)
         engine.reset(number)
-        name = secrets.token_urlsafe(12)
-        with lock:
-            sessions[name] = engine
-            if len(sessions) > SESSIONS:
-                sessions.popitem(last=False)
-        return redirect(url_for("show", name=name), 303)
+        return redirect(url_for("show", name=sessions.start(engine)), 303)
 
     @app.get("/shop/<name>")
     def show(name: str) -> str:
-        with lock:
-            engine = session(name)
+        with sessions.lock:
+            engine = sessions.find(name)
             terms: list[Term] = []
             if engine.purchase is not None and engine.product is not None:
                 terms = explain(engine.goal, engine.purchase, catalogue.price(engine.product))
@@ -128,8 +140,8 @@ def create_app(catalogue: WebShopCatalogue, human_goals: bool = False) -> Flask:
             action = f"search[{request.form['words']}]"
         if not action or len(action) > LONGEST_ACTION:
             abort(400, f"`action` must be a text of 1 to {LONGEST_ACTION} characters.")
-        with lock:
-            session(name).step(action)
+        with sessions.lock:
+            sessions.find(name).step(action)
         return redirect(url_for("show", name=name), 303)
 
     return app

@@ -8,9 +8,7 @@ from __future__ import annotations
 import operator
 import uuid
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from html.parser import HTMLParser
 from typing import Any, SupportsIndex
 from urllib.parse import urljoin
@@ -22,7 +20,6 @@ from .reward import Goal
 
 _VOID = set("area base br col embed hr img input link meta param source track wbr".split())
 _UNSEEN = {"style", "script", "head", "title", "meta"}
-_MOST_GOALS = 2**20
 _UNKNOWN = Goal("", "", "", "webshop", "", "", (), (), 1e6)
 
 
@@ -96,9 +93,8 @@ class _Reader(HTMLParser):
 class UpstreamSiteEngine:
     """One shopper's session on upstream's web site (`python -m web_agent_site.app`).
 
-    Sessions have names that no other engine uses and, as upstream has it, end in the number of their goal. The site
-    never forgets one. Which goals there are, only the site knows: their number is found by asking for some, and a goal
-    here has its instruction alone.
+    Sessions have names that no other engine uses and that end in the number of their goal, as upstream expects. The
+    site keeps all of them. It does not report which goals it has: a goal has only its instruction here.
 
     Args:
         url (`str`): where the site's first page is, for instance `"http://127.0.0.1:3000"`.
@@ -114,8 +110,10 @@ class UpstreamSiteEngine:
     def __init__(self, url: str, mode: Mode = "text", timeout: float = 300.0) -> None:
         self.url = url.rstrip("/")
         self.mode: Mode = mode
-        self.goals: Sequence[Goal] = (_UNKNOWN,) * _count_goals(self.url, timeout)
         self._browser = _Browser(self.url, timeout)
+        page = self._browser.open(f"{self.url}/{_session(0)}")
+        if page is None or not page.has_search_bar:
+            raise ConnectionError(f"{self.url} does not answer as upstream WebShop: it has no goal 0.")
         self._state: WebShopState | None = None
 
     def reset(self, goal: SupportsIndex) -> WebShopState:
@@ -126,13 +124,13 @@ class UpstreamSiteEngine:
             ConnectionError: the site does not answer, or not as upstream does.
         """
         number = operator.index(goal)
-        if not 0 <= number < len(self.goals):
-            raise IndexError(f"No goal {number}: {self.url} has {len(self.goals)} goals, counted from 0.")
         self._home = f"{self.url}/{_session(number)}"
         self.chosen: dict[str, str] = {}
         self._visited: set[str] = set()
-        page = self._browser.open(self._home)
-        if page is None or not page.has_search_bar:
+        page = self._browser.open(self._home) if number >= 0 else None
+        if page is None:
+            raise IndexError(f"No goal {number}: {self.url} has no page for it.")
+        if not page.has_search_bar:
             raise ConnectionError(f"{self._home} is no search page: is {self.url} upstream WebShop?")
         texts = [piece.text for piece in page.pieces]
         self.goal = replace(_UNKNOWN, instruction=" ".join(texts[1:-1]).partition("Instruction:")[2].strip())
@@ -225,20 +223,3 @@ class _Browser:
 
 def _session(number: int) -> str:
     return f"{uuid.uuid4().hex}-fixed_{number}"
-
-
-@lru_cache(maxsize=4)
-def _count_goals(url: str, timeout: float) -> int:
-    """The number of goals of a site, by bisection: there is a page for each of their numbers, and for no other."""
-    browser = _Browser(url, timeout)
-
-    def is_goal(number: int) -> bool:
-        return browser.open(f"{url}/{_session(number)}") is not None
-
-    if not is_goal(0) or is_goal(_MOST_GOALS):
-        raise ConnectionError(f"{url} does not answer as upstream WebShop: it has no goals, or one of every number.")
-    some, many = 0, _MOST_GOALS
-    while many - some > 1:
-        middle = (some + many) // 2
-        some, many = (middle, many) if is_goal(middle) else (some, middle)
-    return many

@@ -64,7 +64,7 @@ class UpstreamWebShopEngine:
         self.close()
         self._number = number
         observation, _ = self._env.reset(session=number)
-        return self._told(observation, 0.0, False)
+        return self._shown(observation, 0.0, False)
 
     @property
     def goal(self) -> Goal:
@@ -87,7 +87,7 @@ class UpstreamWebShopEngine:
         if self._state.done:  # upstream would pay again
             return WebShopState(self._state.observation, self._state.available_actions, 0.0, True)
         observation, reward, done, _ = self._env.step(action)
-        return self._told(observation, reward, done)
+        return self._shown(observation, reward, done)
 
     def does_something(self, action: str) -> bool:
         """Whether an action is a search, or a click on something that is there."""
@@ -100,7 +100,7 @@ class UpstreamWebShopEngine:
         self._sessions.pop(self._env.session, None)
         self._state = None
 
-    def _told(self, observation: str, reward: float, done: bool) -> WebShopState:
+    def _shown(self, observation: str, reward: float, done: bool) -> WebShopState:
         self._state = WebShopState(observation, self._env.get_available_actions(), float(reward), bool(done))
         return self._state
 

@@ -1,4 +1,4 @@
-"""What the training recipes share: an evaluation before and after training, and what a run leaves behind."""
+"""Training with an evaluation before and after it, and the files that a run leaves: shared by the training recipes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 class EvaluateBefore(TrainerCallback):
-    """Evaluates when training begins: with several processes the model is sharded by then, and not earlier.
+    """Callback that evaluates when training starts, since with several processes the model is sharded only then.
 
     Args:
-        evaluate: does it.
-        saved: where it leaves its rollouts. A run that goes on from a checkpoint, whose policy is no longer that of
-            before, has them from there.
-        read: takes them, in every process.
+        evaluate: runs the evaluation.
+        saved: file of its rollouts. A run that resumes from a checkpoint, with another policy than before training,
+            reads them from there.
+        read: takes these rollouts, in every process.
     """
 
     def __init__(self, evaluate: Callable[[], None], saved: Path, read: Callable[[list[Trajectory]], None]):
@@ -49,8 +49,7 @@ class EvaluateBefore(TrainerCallback):
         found = broadcast_object_list([played])[0]  # it may be on the first process's disk only
         if found is None:
             logger.warning(
-                "%s is not there: what this run tells of its policy before training is that of the checkpoint at "
-                "step %d.",
+                "%s does not exist: the results before training are those of the checkpoint at step %d.",
                 self.saved,
                 state.global_step,
             )
@@ -60,7 +59,7 @@ class EvaluateBefore(TrainerCallback):
 
 
 def model_init_kwargs(model: ModelConfig) -> dict[str, Any]:
-    """How the model is loaded, as the arguments of the command say."""
+    """Options of the command for loading the model."""
     return {
         "dtype": model.dtype,
         "attn_implementation": model.attn_implementation,
@@ -69,7 +68,7 @@ def model_init_kwargs(model: ModelConfig) -> dict[str, Any]:
 
 
 def mean_score(trajectories: Sequence[Trajectory]) -> float | None:
-    """Mean of the environment's own grade, `None` if it gives none; a rollout without one counts as 0."""
+    """Mean of the environment's own grade, `None` if there is none; a rollout without one counts as 0."""
     scores = [trajectory.score for trajectory in trajectories]
     graded = any(score is not None for score in scores)
     return sum(score or 0.0 for score in scores) / len(scores) if graded else None
@@ -82,7 +81,7 @@ def train_and_evaluate(
     measure: str,
     ceiling: dict[str, float] | None = None,
 ) -> None:
-    """Trains, and evaluates before and after. A run that goes on from a checkpoint keeps its evaluation of before.
+    """Trains, and evaluates before and after training. A resumed run keeps its evaluation before training.
 
     Leaves in `output_dir` the model with its card, the trainer's state, the trajectories of both evaluations,
     `results.json` (moment, task type, successes and rollouts) and `learning_curve.png`; where the environment gives
@@ -91,8 +90,8 @@ def train_and_evaluate(
     Args:
         trainer: the trainer of the run.
         rows: held-out tasks.
-        name: what is trained on, for titles.
-        measure: what a success is called.
+        name: name of the tasks, for titles.
+        measure: name of a success.
         ceiling: the highest `success` and mean `score` that the tasks allow, where it is known to be below 1.
     """
     training: AgenticConfig = trainer.args
@@ -109,9 +108,9 @@ def train_and_evaluate(
         if is_main:
             out.mkdir(parents=True, exist_ok=True)
             save_trajectories(saved(moment), trajectories)
-        note(moment, trajectories)
+        record(moment, trajectories)
 
-    def note(moment: str, trajectories: list[Trajectory]) -> None:
+    def record(moment: str, trajectories: list[Trajectory]) -> None:
         trainer.record_evaluation(f"{moment} training", trajectories, rows[0].get("environment"))
         results[moment] = success_by_task_type(trajectories)
         if is_main:
@@ -123,7 +122,7 @@ def train_and_evaluate(
     def saved(moment: str) -> Path:
         return out / f"trajectories_{moment}.parquet"
 
-    trainer.add_callback(EvaluateBefore(partial(evaluate, "before"), saved("before"), partial(note, "before")))
+    trainer.add_callback(EvaluateBefore(partial(evaluate, "before"), saved("before"), partial(record, "before")))
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()
