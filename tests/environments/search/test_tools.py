@@ -12,7 +12,7 @@ import pytest
 from tests.trainers.small import history, small_config
 from trl_agentic import A2TGPOConfig, A2TGPOTrainer, StopReason
 from trl_agentic.environments.search import SearchTools
-from trl_agentic.rollout.engines import LockstepEngine, Request, Sample
+from trl_agentic.rollout.engines import LockstepEngine, Request, Sample, Sampling
 
 
 Model = Callable[..., Path]
@@ -84,15 +84,19 @@ class Caller(LockstepEngine):
         return Sample(self.tokenizer(f"{text}<|im_end|>", add_special_tokens=False)["input_ids"], None, ended=True)
 
 
-class ScriptedTrainer(A2TGPOTrainer):
-    """Samples from a script."""
+class ScriptedSource:
+    """Opens engines that sample from a script."""
 
-    truth = ""
+    def __init__(self, tokenizer: Any, truth: str):
+        self.tokenizer, self.truth = tokenizer, truth
 
     @contextmanager
-    def _engine(self, temperature: float) -> Iterator[Caller]:
-        self.caller = Caller(self._tokenizer, self.truth)
+    def open(self, sampling: Sampling) -> Iterator[Caller]:
+        self.caller = Caller(self.tokenizer, self.truth)
         yield self.caller
+
+    def invalidate(self) -> None:
+        pass
 
 
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3"])
@@ -100,13 +104,14 @@ def test_a2tgpo_trains_on_tool_calls(arch: str, tiny_model_dir: Model, tmp_path:
     args = small_config(
         A2TGPOConfig, tmp_path, max_turn_tokens=60, max_completion_length=600, max_turns=3, max_steps=1
     )
-    trainer = ScriptedTrainer(str(tiny_model_dir(arch)), args=args, environment_factory=SearchTools)
+    trainer = A2TGPOTrainer(str(tiny_model_dir(arch)), args=args, environment_factory=SearchTools)
     row = SearchTools().tasks()[0]
-    trainer.truth = row["ground_truth"][0]
+    source = ScriptedSource(trainer.processing_class, row["ground_truth"][0])
+    trainer.generation.engines = source
     played = trainer.rollout([row] * 2)
     assert [t.stop_reason for t in played] == [StopReason.TERMINATED] * 2
     assert [t.success for t in played] == [False, True]
     assert [[turn.reward for turn in t.turns] for t in played] == [[0.0, 0.0], [0.0, 1.0]]
-    assert '"name": "search"' in trainer.caller.prompts[0] and "<tool_response>\n1. " in trainer.caller.prompts[2]
+    assert '"name": "search"' in source.caller.prompts[0] and "<tool_response>\n1. " in source.caller.prompts[2]
     trainer.train()
     assert history(trainer, "information_gain/mean")
