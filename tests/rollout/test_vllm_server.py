@@ -1,4 +1,4 @@
-"""A vLLM server that breaks off a request: nothing is sampled before it has its weights again."""
+"""vLLM server engine with interrupted requests: they are sent again only after the server has been checked."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from trl_agentic.rollout.engines import Request, Sample, Sampling, VLLMServerEng
 
 
 class Server(ThreadingHTTPServer):
-    """Speaks as much of vLLM's protocol as the engine hears. `dies` requests are broken off, so many `together`, then
-    it is down for `down` health checks; or `busy` requests are answered with 503, or all are aborted."""
+    """Server with the part of vLLM's protocol that the engine uses.
 
-    def __init__(self, dies: int = 0, down: int = 0, together: int = 1, busy: int = 0, aborts: bool = False):
+    The first `interrupts` requests are interrupted, as soon as `together` of them have arrived. Then `down` health
+    checks fail. Alternatively, `busy` requests are answered with 503, or every request is aborted.
+    """
+
+    def __init__(self, interrupts: int = 0, down: int = 0, together: int = 1, busy: int = 0, aborts: bool = False):
         super().__init__(("127.0.0.1", 0), Handler)
         self.busy, self.finish = busy, "abort" if aborts else "stop"
         self.together = threading.Barrier(together, timeout=30)
-        self.dies, self.down, self.events, self.lock = dies, down, [], threading.Lock()
+        self.interrupts, self.down, self.events, self.lock = interrupts, down, [], threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -40,17 +43,17 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
-            self.server.dies -= 1
+            self.server.interrupts -= 1
             self.server.busy -= 1
-            broken, busy = self.server.dies >= 0, self.server.busy >= 0
-            self.server.events.append("broken off" if broken else "busy" if busy else "sampled")
+            interrupted, busy = self.server.interrupts >= 0, self.server.busy >= 0
+            self.server.events.append("interrupted" if interrupted else "busy" if busy else "sampled")
         if busy:
             self.send_response(503)
             self.send_header("Content-Length", "4")
             self.end_headers()
             self.wfile.write(b"busy")
             return
-        if broken:
+        if interrupted:
             self.server.together.wait()
             self.close_connection = True
             self.connection.close()
@@ -99,91 +102,97 @@ def sample(server: Server, count: int = 1, **options: Any) -> list[Sample | Exce
     return answers
 
 
-def test_weights_come_before_the_next_token(serve: Any):
-    server = serve(dies=1, down=2)
-    [answer] = sample(server, on_return=lambda url: server.events.append(f"weights to {url}"))
+def test_an_interrupted_request_is_sent_again_after_the_check(serve: Any):
+    server = serve(interrupts=1, down=2)
+    [answer] = sample(server, check=lambda url: server.events.append(f"check of {url}"))
     assert isinstance(answer, Sample) and answer.ids == [0, 2]
-    assert server.events == ["broken off", f"weights to {server.url}", "sampled"]
+    assert server.events == ["interrupted", f"check of {server.url}", "sampled"]
 
 
-def test_several_requests_that_break_off_together_wait_for_the_same_weights(serve: Any):
-    server = serve(dies=4, down=1, together=4)
-    answers = sample(server, count=4, on_return=lambda url: server.events.append("weights"))
+def test_requests_that_are_interrupted_together_wait_for_one_check(serve: Any):
+    server = serve(interrupts=4, down=1, together=4)
+    answers = sample(server, count=4, check=lambda url: server.events.append("check"))
     assert [answer.ids[0] for answer in answers] == [0, 1, 2, 3]
-    assert server.events == ["broken off"] * 4 + ["weights"] + ["sampled"] * 4
+    assert server.events == ["interrupted"] * 4 + ["check"] + ["sampled"] * 4
 
 
-def test_without_someone_to_send_weights_the_rollouts_end(serve: Any):
-    server = serve(dies=1)
+def test_without_a_check_an_interrupted_request_ends_the_rollouts(serve: Any):
+    server = serve(interrupts=1)
     [error] = sample(server)
-    assert isinstance(error, ConnectionError) and "broke off a request" in str(error)
-    assert "resume_from_checkpoint" in str(error) and server.events == ["broken off"]
+    assert isinstance(error, ConnectionError) and "interrupted a request" in str(error)
+    assert "resume_from_checkpoint" in str(error) and server.events == ["interrupted"]
 
 
-def test_patience_has_an_end(serve: Any):
-    server = serve(dies=1, down=99)
-    [error] = sample(server, patience=0.1, on_return=lambda url: server.events.append("weights"))
-    assert "did not answer again within 0.1 seconds (`vllm_server_timeout`)" in str(error)
-    assert server.events == ["broken off"]
+def test_a_server_that_stays_down_ends_the_rollouts(serve: Any):
+    server = serve(interrupts=1, down=99)
+    [error] = sample(server, timeout=0.1, check=lambda url: server.events.append("check"))
+    assert isinstance(error, ConnectionError)
+    assert "stopped answering for 0.1 seconds (`vllm_server_timeout`)" in str(error)
+    assert "resume_from_checkpoint" in str(error) and server.events == ["interrupted"]
 
 
-def test_a_server_that_breaks_off_everything(serve: Any):
-    server = serve(dies=99)
-    [error] = sample(server, attempts=3, on_return=lambda url: None)
-    assert "broke off a request" in str(error) and server.events == ["broken off"] * 3
+def test_a_server_that_interrupts_every_request(serve: Any):
+    server = serve(interrupts=99)
+    [error] = sample(server, attempts=3, check=lambda url: None)
+    assert isinstance(error, ConnectionError)
+    assert "interrupted a request" in str(error) and server.events == ["interrupted"] * 3
 
 
-def test_connections_that_break_off_now_and_then_are_no_end(serve: Any):
-    """A server closes a connection that was idle: nothing is lost."""
+def test_each_request_has_its_own_attempts(serve: Any):
+    """A server closes idle connections during a long run. These interruptions are not added up."""
     server = serve()
-    engine = VLLMServerEngine([server.url], "model", [2], Sampling(), attempts=2, on_return=lambda url: None)
+    engine = VLLMServerEngine([server.url], "model", [2], Sampling(), attempts=2, check=lambda url: None)
     done: list[Sample | Exception] = []
     for i in range(5):
-        server.dies = 1
+        server.interrupts = 1
         engine.submit(Request(0, [5], 3, seed=i), done.append)
         wait_until(lambda i=i: len(done) == i + 1)
     engine.close()
     assert all(isinstance(answer, Sample) for answer in done)
-    assert server.events == ["broken off", "sampled"] * 5
+    assert server.events == ["interrupted", "sampled"] * 5
 
 
-def test_new_requests_wait_for_the_weights_too(serve: Any):
-    server = serve(dies=1)
-    begun, sent = threading.Event(), threading.Event()
+def test_new_requests_wait_for_the_check_too(serve: Any):
+    server = serve(interrupts=1)
+    begun, may_end = threading.Event(), threading.Event()
 
-    def send(url: str) -> None:
+    def check(url: str) -> None:
         begun.set()
-        assert sent.wait(30)
-        server.events.append("weights")
+        assert may_end.wait(30)
+        server.events.append("check")
 
-    engine = VLLMServerEngine([server.url], "model", [2], Sampling(), on_return=send)
+    engine = VLLMServerEngine([server.url], "model", [2], Sampling(), check=check)
     done: list[Sample | Exception] = []
     engine.submit(Request(0, [5], 3, seed=0), done.append)
     assert begun.wait(30)
     engine.submit(Request(1, [5], 3, seed=1), done.append)
-    time.sleep(0.2)  # time enough to be sampled
-    assert server.events == ["broken off"] and not done
-    sent.set()
+    time.sleep(0.2)  # enough time to be sampled
+    assert server.events == ["interrupted"] and not done
+    may_end.set()
     wait_until(lambda: len(done) == 2)
     engine.close()
-    assert server.events == ["broken off", "weights", "sampled", "sampled"]
+    assert server.events == ["interrupted", "check", "sampled", "sampled"]
 
 
-def test_a_turn_that_was_aborted_is_an_error(serve: Any):
+def test_an_aborted_request_is_an_error(serve: Any):
     server = serve(aborts=True)
     [error] = sample(server)
     assert isinstance(error, RuntimeError) and "abort" in str(error)
 
 
-def test_weights_that_cannot_be_sent_end_the_rollouts(serve: Any):
-    def fail(url: str) -> None:
-        raise RuntimeError("no weights")
+def test_a_server_that_was_restarted_ends_the_rollouts(serve: Any):
+    """None of the requests that the restart interrupted is sent again."""
 
-    [error] = sample(serve(dies=1), on_return=fail)
-    assert "no weights" in str(error)
+    def check(url: str) -> None:
+        raise RuntimeError("restarted")
+
+    server = serve(interrupts=3, together=3)
+    errors = sample(server, count=3, check=check)
+    assert [str(error) for error in errors] == ["restarted"] * 3
+    assert server.events == ["interrupted"] * 3
 
 
-def test_a_busy_server_is_asked_again_and_not_for_ever(serve: Any):
+def test_a_request_is_sent_again_to_a_busy_server_a_limited_number_of_times(serve: Any):
     server = serve(busy=2)
     [answer] = sample(server)
     assert isinstance(answer, Sample) and server.events == ["busy", "busy", "sampled"]
