@@ -1,10 +1,10 @@
-"""What vLLM's CPU build needs to be trained with. For tests only: with GPUs none of it is needed.
+"""Changes to vLLM's CPU build and to TRL that training needs. For tests only: GPUs need none of them.
 
-- Weights reach a server over NCCL, which has no CPU form. Here they go through a file (backend "disk").
-- The CPU build repacks the weights of linear layers at load and drops the originals, so that later weights have
-  nowhere to go. Here it keeps them and multiplies with them.
-- Where vLLM computes a prompt in parts, it takes random numbers back, which the CPU's generators cannot do. Here a
-  step has room for all prompts as a whole (`MOST_TOKENS`).
+- Weights reach a server over NCCL, which does not run on CPUs. Here they go through a file (backend "disk").
+- The CPU build repacks the weights of linear layers when it loads a checkpoint and drops the originals, so that later
+  weights have no destination. Here it keeps the originals and multiplies with them.
+- If vLLM computes a prompt in parts, it rewinds random generators, which is not possible on the CPU. Here a step has
+  room for all prompts as a whole (`MOST_TOKENS`).
 
 Loaded into a server's workers by `--worker-extension-cls tests.vllm.cpu.Worker`.
 """
@@ -40,23 +40,23 @@ MOST_TOKENS = 32768  # of one step of the engine
 
 
 @dataclass
-class Nothing(WeightTransferInitInfo):
-    """There is no connection to open."""
+class NoArguments(WeightTransferInitInfo):
+    """Arguments for opening a connection: none."""
 
 
 @dataclass
 class File(WeightTransferUpdateInfo):
-    """Where the trainer left the weights, as a list of names and tensors."""
+    """Path of the file with the weights, a list of names and tensors."""
 
     path: str
 
 
 class DiskTransfer(WeightTransferEngine):
-    """Takes weights from a file."""
+    """Weight transfer through a file."""
 
-    init_info_cls, update_info_cls = Nothing, File
+    init_info_cls, update_info_cls = NoArguments, File
 
-    def init_transfer_engine(self, init_info: Nothing) -> None:
+    def init_transfer_engine(self, init_info: NoArguments) -> None:
         pass
 
     def start_weight_update(self) -> None:
@@ -83,11 +83,11 @@ if "disk" not in WeightTransferEngineFactory._registry:
 
 
 class Worker:
-    """Nothing: that vLLM imports this module is what counts."""
+    """Empty extension: vLLM imports this module for it."""
 
 
 def patch_trl(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TRL's client sends weights through a file, and its colocated engine computes as transformers does."""
+    """Lets TRL's client send weights through a file, and its colocated engine compute in float32, not compiled."""
     from trl.generation import vllm_generation
     from trl.generation.vllm_client import VLLMClient
 

@@ -1,4 +1,4 @@
-"""The three engines sample the same tokens and tell the same log-probabilities."""
+"""The three engines sample the same tokens and report the same log-probabilities."""
 
 from __future__ import annotations
 
@@ -35,7 +35,12 @@ ROLLOUTS = 6
 
 
 class Scripted:
-    """Says the same whatever is done; episodes are of different lengths, and it may take its time."""
+    """Environment with the same observations for all actions. Episodes have different lengths; steps may take time.
+
+    Args:
+        number: number of the rollout; every fourth one has the same length.
+        delay: seconds of each step.
+    """
 
     def __init__(self, number: int, delay: float = 0.0):
         self.number, self.delay = number, delay
@@ -55,7 +60,7 @@ class Scripted:
 
 @pytest.fixture(scope="module")
 def folder(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model, made to look back and to say different things."""
+    """Folder of the tiny model, changed so that its samples are diverse and depend on the whole context."""
     path = tmp_path_factory.mktemp("attentive")
     attentive_model(model).save_pretrained(path)
     AutoTokenizer.from_pretrained(model).save_pretrained(path)
@@ -75,7 +80,7 @@ def chat(model: Path) -> ChatRenderer:
 
 @pytest.fixture(scope="module")
 def ends(policy: PreTrainedModel) -> list[int]:
-    """Every third id ends a turn, so that turns are of different lengths."""
+    """Every third id ends a turn, so that turns have different lengths."""
     return [policy.generation_config.eos_token_id, *range(60, policy.config.vocab_size, 3)]
 
 
@@ -127,8 +132,8 @@ def ids(trajectories: list[Trajectory]) -> list[list[list[int]]]:
     return [[turn.action_ids for turn in trajectory.turns] for trajectory in trajectories]
 
 
-def told_and_true(policy: PreTrainedModel, trajectories: list[Trajectory]) -> float:
-    """Largest gap between a log-probability that was told and the model's."""
+def largest_gap(policy: PreTrainedModel, trajectories: list[Trajectory]) -> float:
+    """Largest gap between a reported log-probability and the model's."""
     gap = 0.0
     for trajectory in trajectories:
         context: list[int] = []
@@ -161,7 +166,7 @@ def test_log_probabilities_are_those_of_the_model(
 ):
     with closing(engines[name](1.0)) as engine:
         trajectories = played(engine, chat)
-    gap = told_and_true(policy, trajectories)
+    gap = largest_gap(policy, trajectories)
     print(f"{name}: largest gap {gap:.1e}")
     assert 0 < gap < 1e-4
 
@@ -181,31 +186,40 @@ def test_samples_depend_on_the_seed_and_not_on_the_order(
 
 @pytest.mark.parametrize("name", ["server", "colocate", "transformers"])
 def test_later_turns_are_found_in_the_cache(name: str, engines: dict[str, Callable[[float], Any]], chat: ChatRenderer):
-    """vLLM's cache has blocks of 128 tokens on the CPU, so the prompt is a long one."""
+    """vLLM's cache has blocks of 128 tokens on the CPU, which is why the prompt is long."""
     clock = RolloutClock()
     played(engines[name](1.0), chat, prompt="You are in a house with many rooms. " * 20, clock=clock)
     assert 0.2 < clock.cached_tokens / clock.prompt_tokens < 1.0
 
 
-def test_a_colocated_engine_tells_how_likely_an_answer_is(
-    chat: ChatRenderer, policy: PreTrainedModel, ends: list[int], llm: Any
+def test_the_mean_log_probability_of_an_answer(
+    chat: ChatRenderer, policy: PreTrainedModel, ends: list[int], llm: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    """At every turn boundary, from the prefix cache, as the model does from one pass over the rollouts. One probe and
-    one answer are what the policy itself said: then the cache holds them, too, and what it holds is not told."""
+    """At every turn boundary, the colocated engine computes with its prefix cache what the model computes in one pass
+    over the rollouts. vLLM reports no log-probabilities of cached tokens. The cache holds the answer that the policy
+    itself sampled and, the second time, the long alias, which fills a block: both are computed without the cache."""
+    skips: list[bool] = []  # whether a text was computed without the cache
+    add_request = llm.llm_engine.add_request
+
+    def record(name: str, prompt: Any, parameters: Any) -> Any:
+        skips.append(bool(parameters.skip_reading_prefix_cache))
+        return add_request(name, prompt, parameters)
+
     with closing(VLLMColocateEngine(llm, ends, Sampling(1.0))) as engine:
         trajectories = played(engine, chat, prompt="You are in a house with many rooms. " * 20)
         [(ids, places), *_] = [run for t in trajectories if len(t.turns) > 1 for run in turn_prefixes(t)]
         aliases = [[300, 301, 302], [300, 301, 400, 401], [500] * 130]
-        said = ids[places[0] :]
-        texts = [(ids[:end] + [7, 8] + alias, len(alias)) for end in places for alias in aliases] + [(ids, len(said))]
-        told = engine.mean_logprobs(texts)
-        assert engine.mean_logprobs(texts) == pytest.approx(told, abs=1e-5)
-        again = engine._score([(tuple(ids), count) for ids, count in texts], skip_cache=False)
+        sampled = ids[places[0] :]
+        texts = [(ids[:end] + [7, 8] + alias, len(alias)) for end in places for alias in aliases]
+        texts.append((ids, len(sampled)))
+        first = engine.mean_logprobs(texts)
+        monkeypatch.setattr(llm.llm_engine, "add_request", record)
+        again = engine.mean_logprobs(texts)  # now the cache holds all of them
     expected = [answer_logprobs(policy, [ids], [places], [[alias]], [7, 8])[0].tolist() for alias in aliases]
-    [own] = answer_logprobs(policy, [ids[: places[0]]], [[places[0]]], [[said]])
-    assert told == pytest.approx([row[t] for t in range(len(places)) for row in expected] + own.tolist(), abs=1e-4)
-    # The long alias fills a block of the cache. Where it was read, there is no number, and not a wrong one.
-    assert None in again and any(mean is not None for mean in again)
+    [own] = answer_logprobs(policy, [ids[: places[0]]], [[places[0]]], [[sampled]])
+    means = [row[t] for t in range(len(places)) for row in expected] + own.tolist()
+    assert first == pytest.approx(means, abs=1e-4) and again == pytest.approx(means, abs=1e-4)
+    assert skips.count(False) == len(set(map(str, texts))) > skips.count(True) > 0
 
 
 def answers(engine: Any, requests: list[Request], active: int = 1) -> list[Sample]:
@@ -223,11 +237,10 @@ def answers(engine: Any, requests: list[Request], active: int = 1) -> list[Sampl
     return [samples[request.rollout] for request in requests]
 
 
-def test_budgets_and_filters(engines: dict[str, Callable[[float], Any]], server: str, llm: Any):
+def test_budgets_and_filters(engines: dict[str, Callable[[float], Any]], server: str, llm: Any, ends: list[int]):
     requests = [Request(i, [5, 6, 7 + i], 1 + 3 * i, seed=i) for i in range(4)]
     greedy = [sample.ids for sample in answers(engines["transformers"](0.0), requests)]
     narrow = Sampling(top_k=1)
-    ends = engines["server"](0.0)._common["stop_token_ids"]
     name = served_models([server])[0]["id"]
     for engine in (VLLMServerEngine([server], name, ends, narrow), VLLMColocateEngine(llm, ends, narrow)):
         samples = answers(engine, requests)
@@ -237,7 +250,7 @@ def test_budgets_and_filters(engines: dict[str, Callable[[float], Any]], server:
         engine.close()
 
 
-def test_a_colocated_engine_begins_without_what_the_last_left(llm: Any, engines: dict[str, Callable[[float], Any]]):
+def test_a_closed_colocated_engine_leaves_no_requests(llm: Any, engines: dict[str, Callable[[float], Any]]):
     first = engines["colocate"](1.0)
     first.submit(Request(0, [5, 6, 7], 200, seed=0), lambda sample: None)
     assert first.step(1, 0) == 0.0 and llm.llm_engine.has_unfinished_requests()
@@ -253,15 +266,15 @@ def test_a_colocated_step_waits_for_quick_environments(llm: Any, engines: dict[s
     assert not done and not llm.llm_engine.has_unfinished_requests()
     engine.submit(Request(0, [5, 6], 200, seed=0), done.append)
     assert engine.step(2, 0) == 0.0
-    assert len(done) + llm.llm_engine.get_num_unfinished_requests() == 2  # some end with their first token
+    assert len(done) + llm.llm_engine.get_num_unfinished_requests() == 2  # a request may end with its first token
     engine.close()
 
 
-def test_a_server_that_is_gone_and_one_that_refuses(server: str):
+def test_a_missing_server_and_a_request_that_is_too_long(server: str):
     name = served_models([server])[0]["id"]
-    gone = VLLMServerEngine(["http://127.0.0.1:9"], name, [2], Sampling(), attempts=2)
-    with pytest.raises(ConnectionError, match="broke off a request.*resume_from_checkpoint"):
-        answers(gone, [Request(0, [5], 3, 0)])
+    missing = VLLMServerEngine(["http://127.0.0.1:9"], name, [2], Sampling(), attempts=2)
+    with pytest.raises(ConnectionError, match="interrupted a request.*resume_from_checkpoint"):
+        answers(missing, [Request(0, [5], 3, 0)])
     long = VLLMServerEngine([server], name, [2], Sampling())
     with pytest.raises(RuntimeError, match="answered 400.*1024"):
         answers(long, [Request(0, [5] * 1030, 3, 0)])

@@ -17,11 +17,11 @@ from datasets import Dataset
 from tests.toys import Corridor
 from tests.trainers.small import small_config
 from tests.vllm.cpu import patch_trl
-from trl_agentic import GAGPOConfig, GAGPOTrainer, StepResult
+from trl_agentic import GAGPOConfig, GAGPOTrainer, StepResult, Trajectory
 
 
 class Numbered(Corridor):
-    """Tells its number in every observation. Those of the first process end with the first turn."""
+    """Environment with its number in every observation. Those of the first process end after one turn."""
 
     def reset(self, number: int = 0, **row: Any) -> str:
         self.number = number
@@ -32,36 +32,27 @@ class Numbered(Corridor):
         return StepResult(f"Room {self.number}. {result.observation}", terminated=self.number < 4)
 
 
-class Remembering(GAGPOTrainer):
-    """Keeps the last rollouts."""
+class Recording(GAGPOTrainer):
+    """Records the rollouts of each step of this process, in the order of training."""
 
-    def _play(self, *args: Any, **kwargs: Any) -> Any:
-        self.played = super()._play(*args, **kwargs)
-        return self.played
+    def information_gains(self, rows: Any, trajectories: list[Trajectory]) -> Any:
+        self.played = [*getattr(self, "played", []), trajectories]
+        return super().information_gains(rows, trajectories)
 
 
 def unequal_prompts(trainer: GAGPOTrainer) -> dict[str, Any]:
-    """What TRL's own tool loop does: later turns of those rollouts alone that go on, on each process for itself."""
+    """Sends prompts as TRL's own tool loop does: each process those of its rollouts that have not ended."""
     rank = trainer.accelerator.process_index
-    asked = [[[5, 6, 7], [8, 9], [10, 11, 12]], [[20, 21]]][rank]
-    got, *_ = trainer.vllm_generation.generate(prompts=asked, images=None, num_generations=1)
-    return {"asked": asked, "got": got}
+    prompts = [[[5, 6, 7], [8, 9], [10, 11, 12]], [[20, 21]]][rank]
+    returned, *_ = trainer.vllm_generation.generate(prompts=prompts, images=None, num_generations=1)
+    return {"sent": prompts, "returned": returned}
 
 
 def sampled_by(model: str, args: GAGPOConfig, rows: Dataset) -> list[list[int]]:
-    """Steps whose weights sampled the batches of a run with `rollout_ahead`, on this process."""
-    trainer = Remembering(model, args=args, train_dataset=rows, environment_factory=Numbered)
-    steps: list[list[int]] = []
-    take = trainer._next_rollouts
-
-    def remember(*args: Any) -> Any:
-        trajectories, clock = take(*args)
-        steps.append(sorted({turn.policy_step for trajectory in trajectories for turn in trajectory.turns}))
-        return trajectories, clock
-
-    trainer._next_rollouts = remember  # type: ignore[method-assign]
+    """The optimizer steps whose weights sampled the batches of this process in a run."""
+    trainer = Recording(model, args=args, train_dataset=rows, environment_factory=Numbered)
     trainer.train()
-    return steps
+    return [sorted({turn.policy_step for p in step for turn in p.turns}) for step in trainer.played]
 
 
 def main() -> None:
@@ -73,17 +64,17 @@ def main() -> None:
             vllm_mode="server", vllm_server_base_url=server, max_steps=2,
         )  # fmt: skip
         rows = Dataset.from_list([{"number": number} for number in (0, 7)] * 4)
-        trainer = Remembering(model, args=args, train_dataset=rows, environment_factory=Numbered)
+        trainer = Recording(model, args=args, train_dataset=rows, environment_factory=Numbered)
         assert trainer.accelerator.num_processes == 2
         trainer.train()
         saved = {
             "log": trainer.state.log_history,
-            "played": [[(t.prompt_ids, t.action_ids, t.logprobs) for t in p.turns] for p in trainer.played],
-            "tasks": [p.task["number"] for p in trainer.played],
+            "played": [[(t.prompt_ids, t.action_ids, t.logprobs) for t in p.turns] for p in trainer.played[-1]],
+            "tasks": [p.task["number"] for p in trainer.played[-1]],
             "trl": unequal_prompts(trainer),
         }
-        args.rollout_ahead, args.max_steps = 1, 3
-        saved["ahead"] = sampled_by(model, args, rows)
+        args.max_staleness, args.max_steps = 1, 3
+        saved["prefetched"] = sampled_by(model, args, rows)
     torch.save(saved, out / f"rank{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
 
