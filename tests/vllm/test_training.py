@@ -195,6 +195,12 @@ def test_the_gap_shows_weights_that_were_not_sent(model: Path, server: str, tmp_
     assert gaps[0] < 1e-4 and min(gaps[1:]) > 1e-2
 
 
+@pytest.fixture(scope="module")
+def restartable(serve: Servers, model: Path) -> str:
+    """URL of a server that tests restart. Its weights are those of any test or of the checkpoint."""
+    return serve(model)
+
+
 class Striking(Corridor):
     """Environment that calls `strike` once, at its next step after `strike` was set."""
 
@@ -233,10 +239,9 @@ def striking_trainer(model: Path, output_dir: Path, server: str, *callbacks: Aft
 
 
 def test_a_server_that_is_restarted_between_generations_gets_the_weights_again(
-    model: Path, serve: Servers, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    model: Path, serve: Servers, restartable: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    url = serve(model)
-    run = striking_trainer(model, tmp_path, url, AfterStep(1, lambda: serve.restart(url)))
+    run = striking_trainer(model, tmp_path, restartable, AfterStep(1, lambda: serve.restart(restartable)))
     run.train()
     assert caplog.text.count("was restarted. It is joined again for weight transfer.") == 1
     gaps = history(run, "sampling/sampling_logp_difference/max")
@@ -244,29 +249,28 @@ def test_a_server_that_is_restarted_between_generations_gets_the_weights_again(
 
 
 def test_a_restart_that_interrupts_requests_ends_the_run_which_continues_from_its_checkpoint(
-    model: Path, serve: Servers, tmp_path: Path
+    model: Path, serve: Servers, restartable: str, tmp_path: Path
 ):
-    url = serve(model)
-
     def restart_soon() -> None:
-        Striking.strike = lambda: serve.restart(url, wait=False)
+        Striking.strike = lambda: serve.restart(restartable, wait=False)
 
     saves = {"save_strategy": "steps", "save_steps": 1}
-    run = striking_trainer(model, tmp_path, url, AfterStep(2, restart_soon), **saves)
+    run = striking_trainer(model, tmp_path, restartable, AfterStep(2, restart_soon), **saves)
     with pytest.raises(RuntimeError, match="was restarted during the rollouts.*`resume_from_checkpoint`"):
         run.train()
     assert Striking.strike is None and run.state.global_step == 2 and len(run.played) == 2
-    run = striking_trainer(model, tmp_path, url, **saves)
+    run = striking_trainer(model, tmp_path, restartable, **saves)
     run.train(resume_from_checkpoint=True)
     assert run.state.global_step == 3 and run.policy_steps() == [{2}]
     assert history(run, "sampling/sampling_logp_difference/max")[-1] < 1e-4
 
 
-def test_a_restart_that_interrupts_no_request_ends_the_rollouts(model: Path, serve: Servers, tmp_path: Path):
-    """The only rollout is in its environment while the server is restarted."""
-    url = serve(model)
-    run = striking_trainer(model, tmp_path, url)
-    Striking.strike = lambda: serve.restart(url)
+def test_a_restart_that_interrupts_no_request_ends_the_rollouts(
+    model: Path, serve: Servers, restartable: str, tmp_path: Path
+):
+    """The environment of the only rollout is busy while the server is restarted."""
+    run = striking_trainer(model, tmp_path, restartable)
+    Striking.strike = lambda: serve.restart(restartable)
     with pytest.raises(RuntimeError, match="was restarted during the rollouts.*`resume_from_checkpoint`"):
         run.rollout([{"length": 3}])
     assert Striking.strike is None
