@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -64,12 +65,10 @@ class Recording(GAGPOTrainer):
 
 def actions_by_model(run: AgenticTrainer, rows: list[dict[str, Any]]) -> list[list[list[int]]]:
     """Greedy actions of these rows, sampled with the model that is trained."""
-    model, tokenizer = run.accelerator.unwrap_model(run.model), run.processing_class
-    by_vllm, run.generation.engines = (
-        run.generation.engines,
-        TransformersSource(
-            lambda: nullcontext(model), run.eos_token_ids, tokenizer.pad_token_id, lambda: run.state.global_step, None
-        ),
+    model, pad_token_id = run.accelerator.unwrap_model(run.model), run.processing_class.pad_token_id
+    by_vllm = run.generation.engines
+    run.generation.engines = TransformersSource(
+        lambda: nullcontext(model), run.eos_token_ids, pad_token_id, lambda: run.state.global_step, None
     )
     try:
         return greedy_actions(run, rows)
@@ -205,9 +204,11 @@ class Striking(Corridor):
     """Environment that calls `strike` once, at its next step after `strike` was set."""
 
     strike: Callable[[], None] | None = None
+    lock = threading.Lock()
 
     def step(self, action: str) -> StepResult:
-        strike, Striking.strike = Striking.strike, None
+        with self.lock:
+            strike, Striking.strike = Striking.strike, None
         if strike is not None:
             strike()
         return super().step(action)
