@@ -1,4 +1,4 @@
-"""What cannot work fails before training, with a message that names the argument and the way out."""
+"""Input that cannot work fails before training, with a message that names the argument and the fix."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from trl_agentic import (
     IGPOConfig,
     StepResult,
 )
+from trl_agentic.trainers.config import TRL_LOSS_TYPES
 
 
 Model = Callable[..., Path]
@@ -127,8 +128,8 @@ def test_a_history_that_overflows_the_context(tiny_model_dir: Model, tmp_path: P
     construct(tiny_model_dir(), tmp_path, history_length=500, max_context_length=250, **changes)  # has nine turns
 
 
-def test_how_long_rendered_prompts_are_is_the_renderers_business(tiny_model_dir: Model, tmp_path: Path):
-    """It need not show whole answers."""
+def test_the_length_of_rendered_prompts_is_not_checked(tiny_model_dir: Model, tmp_path: Path):
+    """A renderer need not show whole answers."""
     changes = {
         "context": "window",
         "history_length": 5,
@@ -142,7 +143,7 @@ def test_how_long_rendered_prompts_are_is_the_renderers_business(tiny_model_dir:
     )  # fmt: skip
 
 
-def test_clip_ranges_that_the_loss_would_not_see(tiny_model_dir: Model, tmp_path: Path):
+def test_clip_ranges_that_the_loss_would_not_read(tiny_model_dir: Model, tmp_path: Path):
     class Wide(AgenticTrainer):
         def turn_clip_scales(self, batch: Any) -> Any:
             return torch.ones_like(batch.rewards)
@@ -151,9 +152,13 @@ def test_clip_ranges_that_the_loss_would_not_see(tiny_model_dir: Model, tmp_path
         args = small_config(AgenticConfig, tmp_path, **changes)
         return Wide(str(tiny_model_dir()), args=args, train_dataset=tasks(), environment_factory=Corridor)
 
-    with pytest.raises(ValueError, match="`Wide.turn_clip_scales` has no say in TRL's loss.*`loss_type='turn'`"):
-        wide()
-    wide(importance_sampling_level="turn", loss_type="dapo")
+    message = (
+        "`Wide.turn_clip_scales` has no effect on TRL's `loss_type='bnpo'`.* Set `loss_type` to one of turn, grpo"
+    )
+    with pytest.raises(ValueError, match=message):
+        wide(loss_type="bnpo")
+    for level in ("token", "turn"):
+        wide(importance_sampling_level=level, loss_type="dapo")
 
 
 def test_a_renderer_needs_the_window(tiny_model_dir: Model, tmp_path: Path):
@@ -290,12 +295,12 @@ def test_reward_weights_for_other_functions(tiny_model_dir: Model, tmp_path: Pat
         (
             AgenticConfig,
             {"max_tokens_per_micro_batch": 500, "loss_type": "dr_grpo"},
-            "`loss_type='dr_grpo'` has no form that fits `max_tokens_per_micro_batch=500`. Use one of turn",
+            "`loss_type='dr_grpo'` does not support `max_tokens_per_micro_batch=500`. Use one of turn, grpo, dapo",
         ),
         (
             AgenticConfig,
             {"max_tokens_per_micro_batch": 500, "delta": 2.0},
-            "`delta` is not supported with .*=500`. Leave it at None, or use .*`max_tokens_per_micro_batch=None`",
+            "`delta` is not supported by `loss_type='dapo'`. Leave it at None, or use one of TRL's own loss types: bnpo",
         ),
         (
             AgenticConfig,
@@ -313,8 +318,8 @@ def test_reward_weights_for_other_functions(tiny_model_dir: Model, tmp_path: Pat
             {"accelerator_config": {"split_batches": True}},
             "`accelerator_config.split_batches` is not supported: leave it at False",
         ),
-        (AgenticConfig, {"context": "last"}, "`context` must be 'full' or 'window', got 'last'"),
-        (AgenticConfig, {"history_length": -1}, "`history_length` must not be negative, got -1"),
+        (AgenticConfig, {"context": "last"}, "`context` must be one of full, window, got 'last'"),
+        (AgenticConfig, {"history_length": -1}, "`history_length` must be at least 0, got -1"),
         (
             AgenticConfig,
             {"context": "window", "importance_sampling_level": "sequence"},
@@ -328,10 +333,10 @@ def test_reward_weights_for_other_functions(tiny_model_dir: Model, tmp_path: Pat
         (
             AgenticConfig,
             {"context": "window", "loss_type": "bnpo"},
-            "`loss_type='bnpo'` has no form that fits `context='window'`. Use one of turn, grpo, dapo",
+            "`loss_type='bnpo'` does not support `context='window'`. Use one of turn, grpo, dapo",
         ),
-        (AgenticConfig, {"overlong_turn": "retry"}, "`overlong_turn` must be 'continue' or 'stop', got 'retry'"),
-        (AgenticConfig, {"invalid_action_penalty": -1.0}, "`invalid_action_penalty` must not be negative"),
+        (AgenticConfig, {"overlong_turn": "retry"}, "`overlong_turn` must be one of continue, stop, got 'retry'"),
+        (AgenticConfig, {"invalid_action_penalty": -1.0}, "`invalid_action_penalty` must be at least 0, got -1.0"),
         (AgenticConfig, {"importance_sampling_level": "word"}, "`importance_sampling_level` must be .*got 'word'"),
         (AgenticConfig, {"multi_objective_aggregation": "normalize_then_sum"}, "`multi_objective_aggregation` is not"),
         (AgenticConfig, {"max_tool_calling_iterations": 3}, "`max_tool_calling_iterations` is not.*`max_turns`"),
@@ -345,18 +350,28 @@ def test_reward_weights_for_other_functions(tiny_model_dir: Model, tmp_path: Pat
         (
             GAGPOConfig,
             {"loss_type": "bnpo"},
-            "`loss_type='bnpo'` has no form that fits `importance_sampling_level='turn'`",
+            "`loss_type='bnpo'` does not support `importance_sampling_level='turn'`. Use one of turn, grpo, dapo",
         ),
-        (GAGPOConfig, {"delta": 2.0}, "`delta` is not supported with `importance_sampling_level='turn'`"),
+        (GAGPOConfig, {"delta": 2.0}, "`delta` is not supported by `loss_type='turn'`. Leave it at None"),
         (
             GAGPOConfig,
             {"entropy_coef": 0.1},
-            "`entropy_coef` is not supported with `importance_sampling_level='turn'`",
+            "`entropy_coef` is not supported by `loss_type='turn'`. Leave it at 0.0",
         ),
         (
             GAGPOConfig,
             {"top_entropy_quantile": 0.5},
-            "`top_entropy_quantile` is not supported with `importance_sampling_level='turn'`",
+            "`top_entropy_quantile` is not supported by `loss_type='turn'`. Leave it at 1.0",
+        ),
+        (
+            AgenticGRPOConfig,
+            {"off_policy_mask_threshold": 0.5},
+            "`off_policy_mask_threshold` is not supported by `loss_type='dapo'`. Leave it at None",
+        ),
+        (
+            AgenticGRPOConfig,
+            {"use_adaptive_entropy": True, "loss_type": "grpo"},
+            "`use_adaptive_entropy` is not supported by `loss_type='grpo'`. Leave it at False",
         ),
         (GAGPOConfig, {"gamma": 1.5}, r"`gamma` must lie in \[0, 1\], got 1.5"),
         (GAGPOConfig, {"lam": -0.1}, r"`lam` must lie in \[0, 1\]"),
@@ -371,9 +386,9 @@ def test_reward_weights_for_other_functions(tiny_model_dir: Model, tmp_path: Pat
         (A2TGPOConfig, {"answer_alias": "all"}, "`answer_alias` must be one of first, best, got 'all'"),
         (A2TGPOConfig, {"information_gain_tokens": 0}, "`information_gain_tokens` must be at least 1"),
         (A2TGPOConfig, {"penalty_in_return": False}, "`penalty_in_return` must be True: A2TGPO"),
-        (A2TGPOConfig, {"scale_rewards": "none"}, "`scale_rewards` has no effect on this rule"),
-        (A2TGPOConfig, {"loss_type": "bnpo"}, "`loss_type='bnpo'` has no form that fits the clip ranges of A2"),
-        (A2TGPOConfig, {"delta": 2.0}, "`delta` is not supported with the clip ranges .* ratio. Leave it at None.$"),
+        (A2TGPOConfig, {"scale_rewards": "none"}, "`scale_rewards` has no effect on this algorithm.* use `alpha`"),
+        (A2TGPOConfig, {"loss_type": "bnpo"}, "`loss_type` must be one of grpo, dapo, turn, got 'bnpo'"),
+        (A2TGPOConfig, {"delta": 2.0}, "`delta` is not supported by `loss_type='grpo'`. Leave it at None"),
         (IGPOConfig, {"gamma": -0.5}, r"`gamma` must lie in \[0, 1\], got -0.5"),
         (IGPOConfig, {"normalization": "both"}, "`normalization` must be one of joint, separate, got 'both'"),
         (IGPOConfig, {"penalty_in_return": False}, "`penalty_in_return` must be True: IGPO"),
@@ -387,6 +402,12 @@ def test_config_values(config_class: type[AgenticConfig], changes: dict[str, Any
         small_config(config_class, tmp_path, **changes)
 
 
+@pytest.mark.parametrize("loss_type", TRL_LOSS_TYPES)
+def test_options_of_trls_loss_fit_its_own_loss_types(loss_type: str, tmp_path: Path):
+    args = small_config(AgenticConfig, tmp_path, loss_type=loss_type, delta=2.0, entropy_coef=0.1)
+    assert not args.uses_own_loss and args.delta == 2.0
+
+
 def test_defaults_are_valid_and_those_of_the_methods(tmp_path: Path):
     cpu = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False}
     grpo, rloo, gigpo, gagpo = (cls(**cpu) for cls in (AgenticGRPOConfig, AgenticRLOOConfig, GiGPOConfig, GAGPOConfig))
@@ -395,15 +416,16 @@ def test_defaults_are_valid_and_those_of_the_methods(tmp_path: Path):
     assert (gigpo.gamma, gigpo.step_advantage_weight, gigpo.beta, gigpo.penalty_in_return) == (0.95, 1.0, 0.01, False)
     for config in (grpo, rloo, gigpo):
         assert (config.importance_sampling_level, config.loss_type, config.epsilon) == ("token", "dapo", 0.2)
-        assert not config.uses_turn_loss
+        assert config.uses_own_loss
     a2tgpo, igpo = A2TGPOConfig(**cpu), IGPOConfig(**cpu)
     assert (a2tgpo.gamma, a2tgpo.alpha, a2tgpo.clip_beta, a2tgpo.beta) == (1.0, 1.0, 0.3, 0.0)
     assert (a2tgpo.epsilon, a2tgpo.epsilon_high, a2tgpo.loss_type) == (3e-3, 4e-3, "grpo")
     assert (a2tgpo.turn_group_norm, a2tgpo.rescale_accumulation, a2tgpo.min_turn_group) == ("turn", True, 2)
     assert (a2tgpo.information_gain, a2tgpo.answer_alias) == ("prob", "first")
-    assert A2TGPOConfig(importance_sampling_level="token", **cpu).uses_turn_loss  # for its clip ranges
+    assert A2TGPOConfig(importance_sampling_level="token", **cpu).uses_own_loss  # for its clip ranges
     assert (igpo.gamma, igpo.normalization, igpo.beta, igpo.epsilon) == (1.0, "joint", 0.001, 0.2)
-    assert not igpo.uses_turn_loss
+    assert igpo.uses_own_loss and gagpo.uses_own_loss
+    assert not AgenticConfig(loss_type="bnpo", **cpu).uses_own_loss
     assert grpo.penalty_in_return and rloo.penalty_in_return and grpo.scale_rewards == "group" and grpo.beta == 0.0
 
 
@@ -412,7 +434,7 @@ def test_the_config_of_another_trainer(tiny_model_dir: Model, tmp_path: Path):
         GAGPOTrainer(str(tiny_model_dir()), environment_factory=Corridor)
 
 
-def test_a_trainer_without_a_rule(tiny_model_dir: Model, tmp_path: Path):
+def test_a_trainer_without_an_algorithm(tiny_model_dir: Model, tmp_path: Path):
     args = small_config(AgenticConfig, tmp_path)
     trainer = AgenticTrainer(str(tiny_model_dir()), args=args, train_dataset=tasks(), environment_factory=Corridor)
     with pytest.raises(NotImplementedError, match="AgenticTrainer must define `turn_advantages`"):
