@@ -371,13 +371,13 @@ class AgenticTrainer(GRPOTrainer):
         """Micro-batches of the next accumulation step, or of an evaluation batch. Generates when TRL would."""
         self.logprobs.check_packing(self.model, self.accelerator.device)
         if not self.model.training:
-            return self._generate("eval", generation_batch)[0]
+            return self._new_micro_batches("eval", generation_batch)[0]
         if self._step % self.generation.steps_between_generations == 0 or self._buffered_inputs is None:
-            self._buffered_inputs = self._generate("train", generation_batch)
+            self._buffered_inputs = self._new_micro_batches("train", generation_batch)
         self.generation.prefetcher.consume()
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
-    def _generate(self, mode: str, rows: list[dict[str, Any]]) -> list[list[MicroBatch]]:
+    def _new_micro_batches(self, mode: str, rows: list[dict[str, Any]]) -> list[list[MicroBatch]]:
         steps, tokens = self.generation.generate(rows, self.accelerator.device)
         if mode == "train":
             self.state.num_input_tokens_seen += tokens
