@@ -28,7 +28,7 @@ from trl_agentic import (
 
 ConfigT = TypeVar("ConfigT", bound=AgenticConfig)
 
-# Every rule's trainer, config and paper.
+# Trainer, config and paper of every algorithm.
 TRAINERS: dict[str, tuple[Any, Any, str]] = {
     "gagpo": (GAGPOTrainer, GAGPOConfig, "2605.13217"),
     "gigpo": (GiGPOTrainer, GiGPOConfig, "2505.10978"),
@@ -73,5 +73,5 @@ def parameters(trainer: AgenticTrainer) -> dict[str, torch.Tensor]:
 
 
 def history(trainer: AgenticTrainer, key: str) -> list[float]:
-    """What was logged under `key`, step by step."""
+    """Values that were logged under `key`, step by step."""
     return [entry[key] for entry in trainer.state.log_history if key in entry]

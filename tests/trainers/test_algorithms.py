@@ -1,4 +1,4 @@
-"""Every knob of a config reaches its credit rule."""
+"""Every option of a config reaches the credit assignment of its algorithm."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from trl_agentic.credit import (
     igpo_advantages,
     rloo_advantages,
 )
+from trl_agentic.trainers.base import TurnCredit
 
 
 def batch() -> TurnBatch:
@@ -67,7 +68,7 @@ GRPO, RLOO = (AgenticGRPOTrainer, AgenticGRPOConfig), (AgenticRLOOTrainer, Agent
 
 
 @pytest.mark.parametrize(
-    ("pair", "rule", "knobs"),
+    ("pair", "function", "options"),
     [
         (GAGPO, gagpo_advantages, {"gamma": 0.5}),
         (GAGPO, gagpo_advantages, {"lam": 0.3}),
@@ -90,34 +91,41 @@ GRPO, RLOO = (AgenticGRPOTrainer, AgenticGRPOConfig), (AgenticRLOOTrainer, Agent
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_knob_is_that_of_the_rule(
-    pair: Any, rule: Any, knobs: dict[str, Any], tiny_model_dir: Callable[..., Path], tmp_path: Path
+def test_an_option_is_that_of_the_function(
+    pair: Any, function: Any, options: dict[str, Any], tiny_model_dir: Callable[..., Path], tmp_path: Path
 ):
     default = trainer_with(pair, tiny_model_dir(), tmp_path).turn_advantages(batch())
-    turned = trainer_with(pair, tiny_model_dir(), tmp_path, **knobs).turn_advantages(batch())
-    assert torch.equal(default, rule(batch()))
-    assert torch.equal(turned, rule(batch(), **knobs))
-    assert not torch.allclose(default, turned, atol=1e-3)
+    changed = trainer_with(pair, tiny_model_dir(), tmp_path, **options).turn_advantages(batch())
+    assert torch.equal(default, function(batch()))
+    assert torch.equal(changed, function(batch(), **options))
+    assert not torch.allclose(default, changed, atol=1e-3)
 
 
-@pytest.mark.parametrize("knobs", [{"clip_beta": 0.1}, {"turn_group_norm": "pooled"}, {"min_turn_group": 3}], ids=str)
-def test_a_knob_reaches_the_clip_range(knobs: dict[str, Any], tiny_model_dir: Callable[..., Path], tmp_path: Path):
+OF_CLIP_RANGES = [{"clip_beta": 0.1}, {"turn_group_norm": "pooled"}, {"min_turn_group": 3}]
+
+
+@pytest.mark.parametrize("options", OF_CLIP_RANGES, ids=str)
+    "options", [{"clip_beta": 0.1}, {"turn_group_norm": "pooled"}, {"min_turn_group": 3}], ids=str
+)
+def test_options_reach_the_clip_range(
+    options: dict[str, Any], tiny_model_dir: Callable[..., Path], tmp_path: Path
+):
     default = trainer_with(A2TGPO, tiny_model_dir(), tmp_path).turn_clip_scales(batch())
-    turned = trainer_with(A2TGPO, tiny_model_dir(), tmp_path, **knobs).turn_clip_scales(batch())
+    changed = trainer_with(A2TGPO, tiny_model_dir(), tmp_path, **options).turn_clip_scales(batch())
     assert torch.equal(default, a2tgpo_clip_scale(batch()))
-    assert torch.equal(turned, a2tgpo_clip_scale(batch(), **knobs))
-    assert not torch.allclose(default, turned, atol=1e-3)
+    assert torch.equal(changed, a2tgpo_clip_scale(batch(), **options))
+    assert not torch.allclose(default, changed, atol=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [(True, True), ("group", True), (False, False), ("none", False), ("batch", "batch")]
+    ("given", "expected"), [(True, True), ("group", True), (False, False), ("none", False), ("batch", "batch")]
 )
-def test_grpo_scales_as_trl_says(given: Any, meant: Any, tiny_model_dir: Callable[..., Path], tmp_path: Path):
+def test_grpo_scales_as_trl_does(given: Any, expected: Any, tiny_model_dir: Callable[..., Path], tmp_path: Path):
     trainer = trainer_with(GRPO, tiny_model_dir(), tmp_path, scale_rewards=given)
-    assert torch.equal(trainer.turn_advantages(batch()), grpo_advantages(batch(), scale_by_std=meant))
+    assert torch.equal(trainer.turn_advantages(batch()), grpo_advantages(batch(), scale_by_std=expected))
 
 
-def test_rloo_has_no_knobs(tiny_model_dir: Callable[..., Path], tmp_path: Path):
+def test_rloo_has_no_options(tiny_model_dir: Callable[..., Path], tmp_path: Path):
     assert torch.equal(
         trainer_with(RLOO, tiny_model_dir(), tmp_path).turn_advantages(batch()), rloo_advantages(batch())
     )
@@ -125,7 +133,8 @@ def test_rloo_has_no_knobs(tiny_model_dir: Callable[..., Path], tmp_path: Path):
 
 def test_metrics_of_turns(tiny_model_dir: Callable[..., Path], tmp_path: Path):
     advantages = torch.where(batch().turn_mask, torch.tensor([[2.0, 0.0, -2.0]]), torch.tensor(9.0))
-    metrics = trainer_with(GAGPO, tiny_model_dir(), tmp_path).turn_metrics(batch(), advantages)
+    credit = TurnCredit(advantages, a2tgpo_clip_scale(batch()), {})
+    metrics = trainer_with(GAGPO, tiny_model_dir(), tmp_path).turn_metrics(batch(), credit)
     # Turns: 3 + 3 + 2 + 2 + 1 = 11, with advantages 2 (5), 0 (4), -2 (2): mean 6/11, mean square 28/11.
     assert metrics["turns/advantage_std"] == pytest.approx((28 / 11 - (6 / 11) ** 2) ** 0.5)
     assert metrics["turns/advantage_abs_mean"] == pytest.approx(14 / 11)
@@ -134,7 +143,7 @@ def test_metrics_of_turns(tiny_model_dir: Callable[..., Path], tmp_path: Path):
     assert metrics["turns/singleton_frac"] == pytest.approx(3 / 11)
     assert metrics["turns/group_size"] == pytest.approx(11 / 6)
     # Gains 0.2 0.4 0.0 0.1 0.3 0.2 0.1 0.5: mean 0.225, mean square 0.075.
-    gains = trainer_with(A2TGPO, tiny_model_dir(), tmp_path).turn_metrics(batch(), advantages)
+    gains = trainer_with(A2TGPO, tiny_model_dir(), tmp_path).turn_metrics(batch(), credit)
     assert gains["information_gain/mean"] == pytest.approx(0.225)
     assert gains["information_gain/std"] == pytest.approx((0.075 - 0.225**2) ** 0.5)
     assert gains["information_gain/positive_frac"] == pytest.approx(7 / 8)
@@ -142,8 +151,10 @@ def test_metrics_of_turns(tiny_model_dir: Callable[..., Path], tmp_path: Path):
     assert gains["clip_range/low_mean"] == pytest.approx(3e-3 * scales.mean().item())
     assert gains["clip_range/high_mean"] == pytest.approx(4e-3 * scales.mean().item())
     assert gains["clip_range/scale_std"] == pytest.approx(scales.std(correction=0).item())
-    nobody = TurnBatch(
+    without_turns = TurnBatch(
         torch.zeros(1, 1), torch.zeros(1, 1).bool(), torch.tensor([0]), torch.tensor([[-1]]), torch.tensor([True])
     )
-    empty = trainer_with(GAGPO, tiny_model_dir(), tmp_path).turn_metrics(nobody, torch.zeros(1, 1))
+    empty = trainer_with(GAGPO, tiny_model_dir(), tmp_path).turn_metrics(
+        without_turns, TurnCredit(torch.zeros(1, 1), None, {})
+    )
     assert empty == {"turns/singleton_frac": 0.0, "turns/group_size": 0.0}

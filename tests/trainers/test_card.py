@@ -1,4 +1,4 @@
-"""The model card, and its way to the hub: the real client against a server on loopback."""
+"""The model card, and its upload to the Hub: the real client against a server on loopback."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_card_has_its_evaluation_in_text_and_metadata(
     results = {(result.metric_name, result.metric_value) for result in data.eval_results}
     assert results == {("success", 0.5), ("success (long)", 0.5), ("success (short)", 0.5), ("score", 0.625)}
     assert {result.dataset_name for result in data.eval_results} == {"Corridor"}
-    # Written again, as with every checkpoint, it is the same card.
+    # A card that is written again, as with every checkpoint, is the same.
     trainer.create_model_card(model_name="walker")
     assert (tmp_path / "README.md").read_text(encoding="utf-8").splitlines()[-40:] == text.splitlines()[-40:]
 
@@ -90,7 +90,7 @@ def test_a_card_evaluates_with_the_prompts_and_the_sampling_of_the_run(
     assert arguments.chat_template_kwargs == {"enable_thinking": False}
 
 
-def test_a_card_names_no_command_that_cannot_play(tiny_model_dir: Callable[..., Path], tmp_path: Path):
+def test_a_card_names_no_command_that_cannot_work(tiny_model_dir: Callable[..., Path], tmp_path: Path):
     class Local(Corridor):
         pass
 
@@ -99,21 +99,21 @@ def test_a_card_names_no_command_that_cannot_play(tiny_model_dir: Callable[..., 
     trainer.create_model_card(model_name="walker")
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "trained on `Local`" in text and "trl-agentic evaluate" not in text
-    assert EnvironmentPool(Counter).facts(None).arguments is None
-    assert EnvironmentPool(Corridor).facts(None).arguments == "tests.toys:Corridor"
+    assert EnvironmentPool(Counter).metadata(None).arguments is None
+    assert EnvironmentPool(Corridor).metadata(None).arguments == "tests.toys:Corridor"
 
 
-def test_what_is_told_of_an_environment():
+def test_metadata_of_an_environment():
     pytest.importorskip("bm25s", reason="needs the `search` extra")
     make = partial(SearchEnv, split="test", num_questions=2, action_format="plain", instructions="")
-    facts = EnvironmentPool({"held out": make}).facts("held out")
-    assert (facts.name, facts.split, facts.tag, str(facts)) == (
+    metadata = EnvironmentPool({"held out": make}).metadata("held out")
+    assert (metadata.name, metadata.split, metadata.tag, str(metadata)) == (
         "SearchEnv",
         "test",
         "search",
         "`SearchEnv` (split `test`)",
     )
-    assert facts.arguments == "search split=test num_questions=2 action_format=plain instructions="
+    assert metadata.arguments == "search split=test num_questions=2 action_format=plain instructions="
 
 
 @pytest.mark.slow

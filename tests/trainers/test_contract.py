@@ -1,9 +1,13 @@
-"""What `trainers/base.py` relies on inside TRL. After an upgrade of TRL, look here first."""
+"""Private names of TRL and transformers that this package relies on, all of them in `trainers/base.py`.
+
+After an upgrade of TRL, look here first.
+"""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,8 +35,8 @@ from trl.trainer.utils import pad, shuffle_sequence_dict, use_adapter
 from tests.toys import Corridor, OneTurn, one_turn_reward
 from tests.trainers.small import small_config, tasks
 from trl_agentic import AgenticConfig, AgenticTrainer, GAGPOConfig, GAGPOTrainer
-from trl_agentic.trainers import base, budgets
-from trl_agentic.trainers import tasks as task_checks
+from trl_agentic.trainers import base, checkpoints, engines, evaluations, generation, validation, vllm_preflight
+from trl_agentic.trainers import batches as batch_builder
 
 
 def parameter_names(function: Callable[..., Any]) -> list[str]:
@@ -46,7 +50,6 @@ def test_the_version_is_the_one_that_was_read():
 @pytest.mark.parametrize(
     ("method", "names"),
     [
-        ("_generate_and_score_completions", ["self", "inputs"]),
         ("_compute_loss", ["self", "model", "inputs"]),
         ("_calculate_rewards", ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
         ("_prepare_inputs", ["self", "generation_batch"]),
@@ -113,35 +116,39 @@ def test_tool_calls_are_parsed_by_position():
     assert parameter_names(parse_response) == ["tokenizer", "ids", "prefix", "tools"]
 
 
-def test_vllm_generation_has_what_is_used():
+def test_vllm_generation_has_the_attributes_that_are_used():
     source = inspect.getsource(VLLMGeneration)
     for name in ("llm", "tp_group", "vllm_client"):
         assert f"self.{name}" in source.replace(", _ =", " =")
-    # Sleeping, its weights are gone; it wakes them when it sends new ones, and the cache is for the caller to wake.
+    # When it sleeps, its weights are gone. It wakes them when it sends new ones; the caller wakes the cache.
     assert 'self.llm.wake_up(tags=["weights"])' in inspect.getsource(VLLMGeneration.sync_weights)
     assert "kv_cache" not in inspect.getsource(VLLMGeneration.sync_weights)
     assert 'self.llm.wake_up(tags=["kv_cache"])' in source and "self.llm.sleep(level=2)" in source
 
 
-MODULES = (base, budgets, task_checks)
+# The modules that read the arguments of a trainer. Of TRL's trainer, only `base` reads attributes.
+MODULES = (base, batch_builder, checkpoints, engines, evaluations, generation, validation, vllm_preflight)
+SOURCES = Path(base.__file__).parents[1]
 
 
-def names_of(prefix: tuple[str, ...], context: type[ast.expr_context] = ast.Load) -> set[str]:
-    """Attributes `x` of every `prefix.x`, such as those of `self.args`, that the base trainer and what checks its
-    arguments read or set."""
+def names_of(
+    prefix: tuple[str, ...], context: type[ast.expr_context] = ast.Load, modules: tuple[Any, ...] = (base,)
+) -> set[str]:
+    """Attributes `x` of every `prefix.x`, such as those of `self.args`, that modules read or set."""
     found = set()
-    for node in [node for module in MODULES for node in ast.walk(ast.parse(inspect.getsource(module)))]:
+    for node in [node for module in modules for node in ast.walk(ast.parse(inspect.getsource(module)))]:
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, context) and ast.unparse(node.value) in prefix:
             found.add(node.attr)
     return found
 
 
-OF_VLLM = {"vllm_generation", "_last_loaded_step"}  # a trainer has them only with vLLM
+OF_VLLM = {"vllm_generation"}  # a trainer has it only with vLLM
 
 
 def test_the_config_has_the_fields_that_are_read():
-    names = names_of(("args", "self.args")) - AgenticConfig.__annotations__.keys() - {"uses_turn_loss"}
-    assert {"seed", "num_generations", "generation_batch_size"} <= names
+    read = names_of(("args", "self.args", "self._args"), modules=MODULES)
+    names = read - AgenticConfig.__annotations__.keys() - vars(AgenticConfig).keys()
+    assert {"seed", "num_generations", "generation_batch_size", "vllm_group_port"} <= names
     missing = {name for name in names if name not in GRPOConfig.__dataclass_fields__ and not hasattr(GRPOConfig, name)}
     assert missing == set()
 
@@ -167,14 +174,17 @@ def theirs(tiny_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPat
 def test_a_trainer_has_the_attributes_that_are_read(theirs: GRPOTrainer):
     own = set(vars(AgenticTrainer)) | names_of(("self",), ast.Store)
     names = names_of(("self",)) - own - OF_VLLM
-    assert {"_tokenizer", "_metrics", "_logs", "eos_token_ids", "ref_model"} <= names
-    shared = {"chat_template", "environments", "reward_weights", "_step", "_buffered_inputs"}
-    assert shared <= own  # ours to set, TRL's to read
-    names |= shared
+    assert {"_tokenizer", "eos_token_ids", "ref_model"} <= names
+    assert {"_metrics", "_logs", "_pending_metrics", "_pending_extra_logs"} <= names  # of the tracker
+    shared = {"chat_template", "reward_weights", "_step", "_buffered_inputs"}
+    assert shared <= own | set(AgenticTrainer.__annotations__)  # ours to set, TRL's to read
+    assert 'partial(setattr, self, "environments")' in inspect.getsource(base)  # likewise
+    names |= shared | {"environments"}
     missing = {name for name in names if not hasattr(theirs, name)}
     assert missing == set()
     assert {"prompt", "completion", "rewards", "advantages", "extra"} <= theirs._logs.keys()
     assert theirs._metrics.keys() == {"train", "eval"}
+    assert isinstance(theirs._pending_extra_logs, dict) and isinstance(theirs._pending_metrics, dict)
     missing = {name for name in names_of(("self._dist",)) if not hasattr(theirs._dist, name)}
     assert missing == set()
 
@@ -185,8 +195,55 @@ def test_a_trainer_with_vllm_has_the_attributes_that_are_read(name: str):
     assert f"self.{name} = " in inspect.getsource(GRPOTrainer.__init__)
 
 
+def private_names(of: type) -> set[str]:
+    """Names with one underscore that a class and its bases define or set, those of this package left out."""
+    kinds = [kind for kind in of.__mro__ if kind is not object and not kind.__module__.startswith("trl_agentic")]
+    found = {name for kind in kinds for name in vars(kind)}
+    for kind in kinds:
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(kind)))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                found |= {node.attr} if ast.unparse(node.value) == "self" else set()
+    return {name for name in found if name.startswith("_") and not name.startswith("__")}
+
+
+def test_every_private_name_is_one_that_this_file_checks(theirs: GRPOTrainer):
+    """Names of TRL and transformers that are read, called or overridden: no more than those below, nor fewer."""
+    known = private_names(AgenticTrainer)
+    overridden = {name for name in vars(AgenticTrainer) if name in known}
+    used = {name for name in names_of(("self", "super()")) if name in known}
+    assert overridden | used == {
+        "_buffered_inputs", "_calculate_rewards", "_compute_loss", "_dist", "_get_grad_norm", "_get_output_dir",
+        "_get_per_token_logps_and_entropies", "_get_train_sampler", "_load_best_model",
+        "_load_optimizer_and_scheduler", "_load_rng_state", "_logs", "_metrics", "_name", "_paper",
+        "_pending_extra_logs", "_pending_metrics", "_prepare_inputs", "_save_checkpoint", "_step", "_tag_names",
+        "_tokenizer",
+    }  # fmt: skip
+    assert "_generate_and_score_completions" not in overridden
+
+
+def test_no_other_module_touches_them():
+    """Collaborators get what they need as arguments. `self._x` of a class that is no trainer is its own."""
+    known = private_names(AgenticTrainer)
+    card = {"_tag_names", "_name", "_paper"}  # which algorithms set
+    for file in sorted(SOURCES.rglob("*.py")):
+        if file == Path(base.__file__):
+            continue
+        for kind in [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.ClassDef)]:
+            is_trainer = any(ast.unparse(parent).endswith("Trainer") for parent in kind.bases)
+            nodes = [node for node in ast.walk(kind) if is_trainer]
+            defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+            read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+            assert not (defined | read) & known - card, file
+        foreign = {
+            node.attr
+            for node in ast.walk(ast.parse(file.read_text("utf-8")))
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("trainer", "self.trainer", "super()")
+        }
+        assert not foreign & known, file
+
+
 def test_our_rows_have_every_key_of_theirs(theirs: GRPOTrainer, tiny_model_dir: Callable[..., Path], tmp_path: Path):
-    """`_compute_loss` of TRL finds what it looks for; the shapes differ where a turn has an advantage of its own."""
+    """`_compute_loss` of TRL finds its keys; the shapes differ because each turn has its own advantage."""
     args = small_config(GAGPOConfig, tmp_path, num_iterations=2)
     trainer = GAGPOTrainer(str(tiny_model_dir()), args=args, train_dataset=tasks(), environment_factory=Corridor)
     trainer.model.train()
@@ -219,8 +276,8 @@ def test_a_batch_is_generated_and_shuffled_where_we_do_it():
     assert torch.equal(shuffled, torch.randperm(9))
 
 
-def test_what_is_propagated_back_outside_of_transformers_is_not_scaled():
-    """`compute_loss` sends all micro-batches but the last back itself."""
+def test_backward_passes_outside_of_transformers_are_not_scaled():
+    """`compute_loss` runs the backward pass of all micro-batches but the last itself."""
     assert GRPOTrainer.loss_is_scaled_for_ga is True
     source = inspect.getsource(Trainer.training_step)
     assert 'kwargs["scale_wrt_gas"] = False' in source
@@ -233,7 +290,7 @@ def test_what_is_propagated_back_outside_of_transformers_is_not_scaled():
         )
 
 
-def test_the_old_policy_is_skipped_by_the_same_rule():
+def test_the_old_policy_is_skipped_under_the_same_condition():
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     assert "generate_every = self.args.steps_per_generation * self.num_iterations" in source
     assert "self.args.gradient_accumulation_steps % generate_every != 0" in source
@@ -248,7 +305,7 @@ def test_the_card_is_made_of_class_attributes():
 
 
 def test_trl_knows_environments_by_the_same_argument():
-    """A class without `step` works in both: TRL finds its tools by the same rule as we do."""
+    """A class without `step` works in both: TRL finds its tools in the same way as we do."""
     source = inspect.getsource(grpo_trainer.GRPOTrainer.__init__)
     assert 'elif not member_name.startswith("_"):' in source
     assert "environment_factory" in parameter_names(GRPOTrainer.__init__)

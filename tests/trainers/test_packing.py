@@ -1,9 +1,10 @@
-"""Which models have their rows packed."""
+"""Which models have their training sequences packed."""
 
 from __future__ import annotations
 
 import pytest
-from trl_agentic.trainers.packing import packs
+
+from trl_agentic.trainers.logprobs import resolve_packing
 
 
 @pytest.mark.parametrize(
@@ -18,11 +19,11 @@ from trl_agentic.trainers.packing import packs
     ],
 )
 def test_rows_are_packed_where_that_saves_time(attention: str, by_default: bool):
-    assert packs(None, attention) is by_default
-    assert packs(True, attention) is True and packs(False, attention) is False
+    assert resolve_packing(None, attention) is by_default
+    assert resolve_packing(True, attention) is True and resolve_packing(False, attention) is False
 
 
 def test_an_attention_that_does_not_read_positions():
-    assert packs(None, "my_attention") is False
+    assert resolve_packing(None, "my_attention") is False
     with pytest.raises(ValueError, match="`pack_micro_batches=True` needs .* the model has 'my_attention'. Set it to"):
-        packs(True, "my_attention")
+        resolve_packing(True, "my_attention")

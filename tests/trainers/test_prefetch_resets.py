@@ -1,4 +1,4 @@
-"""Environments are reset for the next step while this one is trained on, and nothing else changes by it."""
+"""Environments are reset for the next step while this one is trained on. Nothing else changes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_weights_and_resets_are_those_without(shape: str, tiny_model_dir: Model,
         assert torch.equal(ends[1][name], parameter), name
 
 
-def test_resets_run_beside_the_update(tiny_model_dir: Model, tmp_path: Path):
+def test_resets_run_during_the_update(tiny_model_dir: Model, tmp_path: Path):
     ended: list[str] = []
 
     class Slow(Corridor):
@@ -101,7 +101,7 @@ def test_a_stream_of_tasks(tiny_model_dir: Model, tmp_path: Path):
 
 @pytest.mark.parametrize("times", [2, 99])
 def test_a_reset_that_fails(times: int, tiny_model_dir: Model, tmp_path: Path):
-    """In the second step: twice, which retries mend, and for good, which costs those rollouts alone."""
+    """In the second step: twice, which retries recover from, and always, which fails only those rollouts."""
     logs, ends = [], []
     for prefetch in (False, True):
         rows = [{"length": 3}] * 3 + [
@@ -120,6 +120,16 @@ def test_a_reset_that_fails(times: int, tiny_model_dir: Model, tmp_path: Path):
         assert torch.equal(ends[1][name], parameter), name
 
 
-def test_without_it_no_batch_is_kept(tiny_model_dir: Model, tmp_path: Path):
-    trainer = run(tiny_model_dir(), tmp_path, Corridor, numbered(), prefetch_resets=False)
-    assert not trainer._lookahead._given and not trainer._lookahead._held
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_batches_are_read_ahead_only_with_it(prefetch: bool, tiny_model_dir: Model, tmp_path: Path):
+    distances: list[int] = []
+
+    class Watched(GAGPOTrainer):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            peek = self.generation.prefetcher.peek
+            self.generation.prefetcher.peek = lambda distance: (distances.append(distance), peek(distance))[1]
+
+    trainer = run(tiny_model_dir(), tmp_path, Corridor, numbered(), Watched, prefetch_resets=prefetch)
+    assert distances == ([1, 1] if prefetch else [])  # the last of three steps needs no next batch
+    assert trainer.generation.prefetcher.peek(1) is None  # nothing is kept

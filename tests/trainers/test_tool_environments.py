@@ -12,7 +12,7 @@ import pytest
 
 from tests.trainers.small import history, small_config
 from trl_agentic import GAGPOConfig, GAGPOTrainer, StepResult, StopReason
-from trl_agentic.rollout.engines import LockstepEngine, Request, Sample
+from trl_agentic.rollout.engines import LockstepEngine, Request, Sample, Sampling
 
 
 Model = Callable[..., Path]
@@ -66,21 +66,29 @@ class Caller(LockstepEngine):
         return f'<tool_call>\n{{"name": "add", "arguments": {{"amount": {amount}}}}}\n</tool_call>'
 
 
-class CallingTrainer(GAGPOTrainer):
-    """Samples from a script."""
+class Scripted:
+    """Source of engines that sample from a script."""
 
     script: list[list[int]] = [[3], [1, 2], [1, 9], []]
 
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
     @contextmanager
-    def _engine(self, temperature: float) -> Iterator[Caller]:
-        self.caller = Caller(self._tokenizer, self.script)
+    def open(self, sampling: Sampling) -> Iterator[Caller]:
+        self.caller = Caller(self.tokenizer, self.script)
         yield self.caller
 
+    def invalidate(self) -> None:
+        """There are no weights."""
 
-def tool_trainer(model: Path, output_dir: Path, environment: Any = Counter, **changes: Any) -> CallingTrainer:
+
+def tool_trainer(model: Path, output_dir: Path, environment: Any = Counter, **changes: Any) -> GAGPOTrainer:
     options = {"max_turn_tokens": 60, "max_completion_length": 600, **changes}
     args = small_config(GAGPOConfig, output_dir, **options)
-    return CallingTrainer(str(model), args=args, environment_factory=environment)
+    trainer = GAGPOTrainer(str(model), args=args, environment_factory=environment)
+    trainer.generation.engines = Scripted(trainer.processing_class)
+    return trainer
 
 
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3"])
@@ -90,19 +98,19 @@ def test_a_tool_style_environment(arch: str, tiny_model_dir: Model, tmp_path: Pa
     assert trainer.state.global_step == 3
     played = trainer.rollout([{"task": 0}] * 4)
     assert [t.stop_reason for t in played] == [StopReason.TERMINATED] * 4
-    # The reward comes with the last turn: 3 at once, 1 and 2, 1 and an error, nothing.
+    # The last turn has the reward: 3 at once, 1 and 2, 1 and an error, nothing.
     assert [[turn.reward for turn in t.turns] for t in played] == [[0.0, 1.0], [0.0, 0.0, 1.0], [0.0] * 3, [0.0]]
     assert [turn.observation for turn in played[1].turns] == ["Count to 3.", "1", "3"]
     assert "too much" in played[2].turns[2].observation
     assert played[2].turns[1].info["is_action_valid"] is False
-    # The tools stand in the prompt, results come with the role of tools.
-    first, second = trainer.caller.prompts[0], trainer.caller.prompts[5]
+    # The prompt lists the tools, and results have the role of tools.
+    first, second = trainer.generation.engines.caller.prompts[0], trainer.generation.engines.caller.prompts[5]
     assert '"name": "add"' in first and "how much to add" in first
     assert "<tool_response>\n1\n</tool_response>" in second
     assert history(trainer, "episode/return")[0] == 0.5
 
 
-def test_a_reward_that_fails_costs_its_own_rollout(tiny_model_dir: Model, tmp_path: Path):
+def test_a_reward_that_fails_fails_only_its_rollout(tiny_model_dir: Model, tmp_path: Path):
     class Moody(Counter):
         def get_reward(self) -> float:
             if self.value == 1:
@@ -116,7 +124,7 @@ def test_a_reward_that_fails_costs_its_own_rollout(tiny_model_dir: Model, tmp_pa
     assert "the judge is out" in played[2].error and "`get_reward` returned nan" in played[3].error
 
 
-def test_a_tool_whose_service_is_away_costs_the_rollout(tiny_model_dir: Model, tmp_path: Path):
+def test_a_tool_whose_service_is_unavailable_fails_the_rollout(tiny_model_dir: Model, tmp_path: Path):
     class Away(Counter):
         def add(self, amount: int) -> int:
             """Adds to the counter.

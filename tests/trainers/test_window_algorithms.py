@@ -1,4 +1,4 @@
-"""Every rule trains in a window, and the information gain reads what the policy read."""
+"""Every algorithm trains in a window, and the information gain reads the prompts that the policy read."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def trainer_of(pair: tuple[Any, Any], model: Path, output_dir: Path, **changes: 
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].__name__)
-def test_every_rule_trains_in_a_window(pair: tuple[Any, Any], tiny_model_dir: Model, tmp_path: Path):
+def test_every_algorithm_trains_in_a_window(pair: tuple[Any, Any], tiny_model_dir: Model, tmp_path: Path):
     options = {"history_length": 0, "num_iterations": 2, "beta": 0.1, "max_steps": 2}
     trainer = trainer_of(pair, tiny_model_dir(), tmp_path, **options)
     trainer.train()
     assert max(history(trainer, "grad_norm")) > 1e-4
-    assert history(trainer, "episode/turns")[0] > 1.5  # each turn is a row
+    assert history(trainer, "episode/turns")[0] > 1.5  # each turn is a training sequence
 
 
 @pytest.mark.parametrize("history_length", [0, 1])
 def test_gains_in_a_window(history_length: int, tiny_model_dir: Model, tmp_path: Path):
-    """From the definition: the likelihood of the answer behind each prompt, the last one never answered included."""
+    """From the definition: the likelihood of the answer after each prompt, including the last, unanswered one."""
     trainer = trainer_of(A2TGPO, tiny_model_dir(), tmp_path, history_length=history_length)
     rows = [{"length": 9, "ground_truth": TRUTH}] * 2
     played = trainer.rollout(rows)
