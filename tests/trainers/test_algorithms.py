@@ -105,11 +105,7 @@ OF_CLIP_RANGES = [{"clip_beta": 0.1}, {"turn_group_norm": "pooled"}, {"min_turn_
 
 
 @pytest.mark.parametrize("options", OF_CLIP_RANGES, ids=str)
-    "options", [{"clip_beta": 0.1}, {"turn_group_norm": "pooled"}, {"min_turn_group": 3}], ids=str
-)
-def test_options_reach_the_clip_range(
-    options: dict[str, Any], tiny_model_dir: Callable[..., Path], tmp_path: Path
-):
+def test_options_reach_the_clip_range(options: dict[str, Any], tiny_model_dir: Callable[..., Path], tmp_path: Path):
     default = trainer_with(A2TGPO, tiny_model_dir(), tmp_path).turn_clip_scales(batch())
     changed = trainer_with(A2TGPO, tiny_model_dir(), tmp_path, **options).turn_clip_scales(batch())
     assert torch.equal(default, a2tgpo_clip_scale(batch()))

@@ -1,4 +1,4 @@
-"""GAGPO on a corridor: what a user of TRL expects of a trainer, in runs of three steps."""
+"""GAGPO on a corridor: everything that a user of TRL expects of a trainer, in runs of three steps."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def test_the_same_run_twice_is_the_same(tiny_model_dir: Model, tmp_path: Path):
 
 
 class LongIsGood(Corridor):
-    """Pays for an answer of at least 20 characters and is over."""
+    """Rewards an answer of at least 20 characters. An episode is one turn."""
 
     def step(self, action: str) -> StepResult:
         right = len(action) >= 20
         return StepResult("", reward=float(right), terminated=True, info={"success": right})
 
 
-def test_training_raises_what_is_paid_for(tiny_model_dir: Model, tmp_path: Path):
+def test_training_raises_the_reward(tiny_model_dir: Model, tmp_path: Path):
     """Twenty steps on one-turn episodes: the policy learns to give long answers."""
     trainer = gagpo(
         tiny_model_dir(), tmp_path, LongIsGood, max_steps=20, learning_rate=2e-2, beta=0.0,
@@ -124,7 +124,7 @@ def test_an_iterable_dataset(tiny_model_dir: Model, tmp_path: Path):
 
 
 class Recorder(Corridor):
-    """Remembers what its instances were reset with."""
+    """Records the arguments of `reset` of all instances."""
 
     rows: list[dict[str, Any]] = []
 
@@ -151,7 +151,7 @@ def test_a_prompt_column_opens_the_conversation(tiny_model_dir: Model, tmp_path:
 
 
 class Echo:
-    """Another environment with columns of its own; ends after two turns."""
+    """Another environment with its own columns; ends after two turns."""
 
     def reset(self, word: str, **row: Any) -> str:
         assert "length" not in row and "environment" not in row
@@ -197,8 +197,8 @@ def test_reward_functions_are_added_to_the_last_turn(tiny_model_dir: Model, tmp_
         tiny_model_dir(), tmp_path, reward_funcs=length, reward_weights=[0.5], max_steps=1, log_completions=True
     )
     batches: list[Any] = []
-    rule = trainer.turn_advantages
-    trainer.turn_advantages = lambda batch: (batches.append(batch), rule(batch))[1]
+    credit = trainer.turn_advantages
+    trainer.turn_advantages = lambda batch: (batches.append(batch), credit(batch))[1]
     trainer.train()
     [kwargs], [batch] = seen, batches
     trajectories: list[Trajectory] = kwargs["trajectory"]
@@ -273,22 +273,23 @@ class Fragile(Corridor):
 
 
 def test_failed_rollouts_are_left_out(tiny_model_dir: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    rows = Dataset.from_list([{"length": 3}] * 6)  # nobody is out in less than three turns
+    rows = Dataset.from_list([{"length": 3}] * 6)  # no rollout reaches the exit in less than three turns
     trainer = gagpo(tiny_model_dir(), tmp_path, Fragile, train_dataset=rows, environment_retries=0)
     Fragile.episodes = 0
     batches: list[Any] = []
-    rule = trainer.turn_advantages
+    credit, scored = trainer.turn_advantages, trainer.generation.scored_rollouts
     failed: list[list[int]] = []
 
-    def watched(batch: Any) -> Any:
-        batches.append(batch)
-        failed.append([i for i, trajectory in enumerate(trainer._nonfinite_guard.sampled[1]) if trajectory.error])
-        return rule(batch)
+    def watched(rows: Any) -> Any:
+        played = scored(rows)
+        failed.append([i for i, trajectory in enumerate(played[0]) if trajectory.error])
+        return played
 
-    trainer.turn_advantages = watched
+    trainer.turn_advantages = lambda batch: (batches.append(batch), credit(batch))[1]
+    trainer.generation.scored_rollouts = watched
     trainer.train()
     assert history(trainer, "episode/stop_error") == [3 / 8, 2 / 8, 3 / 8]
-    # Three of the first batch: neither the reset nor the turn before the crash enters a statistic.
+    # Three rollouts of the first batch failed. They enter no statistic, nor does the turn before a crash.
     assert failed[0] == [i for i in range(8) if not batches[0].turn_mask[i].any()]
     assert "the game crashed" in caplog.text and "the game does not start" in caplog.text
     assert all(math.isfinite(loss) for loss in history(trainer, "loss"))
@@ -310,6 +311,13 @@ def test_if_every_rollout_fails_the_error_is_shown(tiny_model_dir: Model, tmp_pa
         trainer.train()
 
 
+def generated(trainer: GAGPOTrainer) -> dict[str, torch.Tensor]:
+    """The only micro-batch of a generation."""
+    trainer.model.train()
+    [[batch]], _ = trainer.generation.generate([{"length": 1}] * 8, trainer.accelerator.device)
+    return batch
+
+
 def test_masked_truncated_rollouts_give_no_gradient(tiny_model_dir: Model, tmp_path: Path):
     """Every turn is cut at one token, so every rollout is cut by its length."""
     short = {"max_turn_tokens": 1, "overlong_turn": "stop", "max_steps": 1, "beta": 0.01}
@@ -317,13 +325,14 @@ def test_masked_truncated_rollouts_give_no_gradient(tiny_model_dir: Model, tmp_p
     trainer.train()
     assert history(trainer, "episode/stop_turn_length") == [1.0]
     assert history(trainer, "grad_norm") == [0.0]
-    rows = trainer._generate_and_score_completions([{"length": 1}] * 8)
+    rows = generated(trainer)
     assert rows["tool_mask"].sum() == 0 and rows["num_turns_in_batch"] == 0
+    assert rows["num_rollouts_in_batch"] == rows["num_items_in_batch"] == 0
     assert rows["completion_mask"].sum() == 8  # still attended to
 
     trainer = gagpo(tiny_model_dir(), tmp_path, mask_truncated_completions=False, **short)
-    rows = trainer._generate_and_score_completions([{"length": 1}] * 8)
-    assert rows["tool_mask"].sum() == rows["num_turns_in_batch"] == 8
+    rows = generated(trainer)
+    assert rows["tool_mask"].sum() == rows["num_turns_in_batch"] == rows["num_rollouts_in_batch"] == 8
 
 
 # Evaluation
@@ -341,7 +350,7 @@ def test_evaluation(tiny_model_dir: Model, tmp_path: Path):
     assert logged["eval_episode/success"] == pytest.approx(logged["eval_episode/return"])
     assert all(math.isfinite(value) for value in logged.values())
     assert trainer.state.num_input_tokens_seen == 0  # tokens of training alone
-    # The same weights play the same games; training does not go on with evaluation's random numbers.
+    # The same weights play the same games; training does not use the random numbers of evaluation.
     trainer.evaluate()
     again = trainer.state.log_history[-1]
     assert {k: v for k, v in again.items() if k.startswith("eval_episode")} == {
@@ -439,7 +448,7 @@ def test_a_checkpoint_has_a_card_with_the_paper(tiny_model_dir: Model, tmp_path:
 
 @pytest.mark.parametrize("steps_per_generation", [1, 2])
 def test_a_resumed_run_is_the_run(steps_per_generation: int, tiny_model_dir: Model, tmp_path: Path):
-    """Bit for bit: weights, optimizer, random numbers and data go on where they were."""
+    """Bit for bit: weights, optimizer, random numbers and data continue where they were."""
     options = {
         "save_strategy": "steps", "save_steps": 2, "max_steps": 4, "beta": 0.01, "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": steps_per_generation, "steps_per_generation": steps_per_generation,
@@ -493,7 +502,7 @@ def test_a_lora_adapter_is_trained_and_the_base_is_not(tiny_model_dir: Model, tm
     assert {name for name, _ in loaded.named_parameters()} == after.keys()
 
 
-def test_reward_functions_see_an_empty_answer_where_there_was_no_turn(tiny_model_dir: Model, tmp_path: Path):
+def test_reward_functions_get_an_empty_answer_if_there_was_no_turn(tiny_model_dir: Model, tmp_path: Path):
     class Locked(Corridor):
         def reset(self, length: int = 2, **row: Any) -> str:
             if length == 3:
@@ -512,7 +521,7 @@ def test_reward_functions_see_an_empty_answer_where_there_was_no_turn(tiny_model
 
 
 def test_a_renderer_may_do_without_observations(tiny_model_dir: Model, tmp_path: Path):
-    """`reset` has nothing to say, and the row has no prompt: only the renderer knows what is read."""
+    """`reset` returns no text, and the row has no prompt: only the renderer makes the prompt."""
     args = small_config(GAGPOConfig, tmp_path, context="window")
     trainer = GAGPOTrainer(
         str(tiny_model_dir()), args=args, train_dataset=tasks(), environment_factory=OneTurn,

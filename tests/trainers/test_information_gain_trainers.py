@@ -101,7 +101,7 @@ def test_gains_of_rollouts_that_end_otherwise(tiny_model_dir: Model, tmp_path: P
     assert_gains(unanswered, [*whole[0][:2], math.nan])
     assert_gains(failed, [math.nan] * 3)
     assert trainer.information_gains(rows[:1], [Trajectory(task={}, stop_reason=StopReason.CONTEXT_LENGTH)]) == [[]]
-    # Where the probe does not fit into the context, the likelihood is unknown.
+    # If the probe does not fit into the context, the likelihood is unknown.
     ends = len(played[0].turns[0].prompt_ids) + 3 + len(trainer._bridge)
     trainer.budgets = replace(trainer.budgets, max_context=ends)
     assert all(math.isnan(gain) for own in trainer.information_gains(rows, played) for gain in own)
@@ -110,7 +110,7 @@ def test_gains_of_rollouts_that_end_otherwise(tiny_model_dir: Model, tmp_path: P
 @pytest.mark.parametrize("alias", ["first", "best"])
 def test_several_accepted_answers(alias: str, tiny_model_dir: Model, tmp_path: Path):
     trainer = a2tgpo(tiny_model_dir(), tmp_path, answer_alias=alias, max_turns=3)
-    accepted = ["an answer that nobody would give", TRUTH]
+    accepted = ["an answer that no policy would give", TRUTH]
     rows = [{"length": 9, "ground_truth": accepted}]
     played = trainer.rollout(rows)
     expected = expected_gains(trainer, played[0], accepted if alias == "best" else accepted[:1])
@@ -118,7 +118,7 @@ def test_several_accepted_answers(alias: str, tiny_model_dir: Model, tmp_path: P
 
 
 def test_spaces_at_the_end_of_the_probe_belong_to_the_answer(tiny_model_dir: Model, tmp_path: Path):
-    """The ids are those of the whole text, in which a space is joined with the word behind it."""
+    """The ids are those of the whole text, in which a space is joined with the following word."""
     trainer = a2tgpo(tiny_model_dir(), tmp_path, answer_probe="answer ", max_turns=3)
     encode = trainer.processing_class
     whole = encode(f"answer {TRUTH}")["input_ids"]
@@ -142,35 +142,35 @@ def test_the_logarithm_as_gain(tiny_model_dir: Model, tmp_path: Path):
     assert max(map(abs, second)) > 100 * max(map(abs, first))
 
 
-class Telling(Corridor):
-    """Knows the answer to its tasks, and says it after the first turn."""
+class Reporting(Corridor):
+    """Knows the answer to its tasks, and reports it after the first turn."""
 
     def step(self, action: str) -> StepResult:
         result = super().step(action)
         return replace(result, info={**result.info, "ground_truth": [TRUTH]})
 
 
-def test_the_environment_may_tell_the_ground_truth(tiny_model_dir: Model, tmp_path: Path):
-    trainer = a2tgpo(tiny_model_dir(), tmp_path, Telling, train_dataset=tasks(), max_turns=2)
+def test_the_environment_may_report_the_ground_truth(tiny_model_dir: Model, tmp_path: Path):
+    trainer = a2tgpo(tiny_model_dir(), tmp_path, Reporting, train_dataset=tasks(), max_turns=2)
     rows = [{"length": 9}]
     played = trainer.rollout(rows)
     assert_gains(trainer.information_gains(rows, played)[0], expected_gains(trainer, played[0], [TRUTH]))
-    # The row knows better.
-    told = [replace(played[0], task={"length": 9, "ground_truth": "a wall"})]
-    assert_gains(trainer.information_gains(rows, told)[0], expected_gains(trainer, played[0], ["a wall"]))
+    # The row takes precedence.
+    given = [replace(played[0], task={"length": 9, "ground_truth": "a wall"})]
+    assert_gains(trainer.information_gains(rows, given)[0], expected_gains(trainer, played[0], ["a wall"]))
 
 
 # From gains to the loss
 
 
 def recorded(trainer: A2TGPOTrainer) -> tuple[dict[str, Tensor], TurnBatch]:
-    """Training rows of two groups, and the turns that they came from."""
+    """The micro-batch of two groups, and the turns that it came from."""
     batches: list[TurnBatch] = []
-    rule = trainer.turn_advantages
-    trainer.turn_advantages = lambda batch: (batches.append(batch), rule(batch))[1]
+    credit = trainer.turn_advantages
+    trainer.turn_advantages = lambda batch: (batches.append(batch), credit(batch))[1]
     trainer.model.train()
     rows = [{"length": length, "ground_truth": TRUTH} for length in (2, 9) for _ in range(4)]
-    inputs = trainer._generate_and_score_completions(rows)
+    [[inputs]], _ = trainer.generation.generate(rows, trainer.accelerator.device)
     return inputs, batches[0]
 
 
@@ -200,12 +200,12 @@ def test_a_ratio_outside_its_own_range_has_no_gradient(
     trainer.current_gradient_accumulation_steps = 1
     logps = torch.full(turn_ids.shape, -5.0, requires_grad=True)
     inputs["old_per_token_logps"] = logps.detach() - math.log(1 + 1.1 * sign * bound)
-    trainer._get_per_token_logps_and_entropies = lambda *args, **kwargs: (logps, torch.zeros(turn_ids.shape), None)
+    trainer.logprobs.of_batch = lambda *args, **kwargs: (logps, torch.zeros(turn_ids.shape), None)
     trainer._compute_loss(trainer.model, inputs).backward()
     assert wide.any() and (turn_ids == 0).any()
     assert torch.equal(logps.grad != 0, wide)
-    clipped, tokens = trainer._token_sums["train"]["clip_ratio/region_mean"]
-    assert clipped / tokens == pytest.approx(1 - (wide.sum() / (turn_ids >= 0).sum()).item())
+    [clipped] = trainer.tracker.summarise("train")["clip_ratio/region_mean"]
+    assert clipped == pytest.approx(1 - (wide.sum() / (turn_ids >= 0).sum()).item())
 
 
 class TurnGSPO(AgenticGRPOTrainer):
@@ -282,7 +282,7 @@ def test_the_row_that_is_wrong_is_named(tiny_model_dir: Model, tmp_path: Path):
 
 
 def test_an_answer_without_a_token(tiny_model_dir: Model, tmp_path: Path):
-    """A character that is a control token of the model is no text, and nothing else is left of the answer."""
+    """A character that is a control token of the model is no text, and the answer has no other character."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir())
     tokenizer.add_special_tokens({"additional_special_tokens": ["\u241f"]})
     with pytest.raises(ValueError, match="has no token in this model's vocabulary"):
@@ -298,7 +298,7 @@ def test_no_ground_truth_anywhere(tiny_model_dir: Model, tmp_path: Path):
 
 
 @pytest.mark.parametrize("options", [{}, {"use_vllm": True, "vllm_mode": "server"}])
-def test_an_engine_that_cannot_tell_likelihoods(options: dict[str, Any], tmp_path: Path):
+def test_an_engine_that_cannot_compute_likelihoods(options: dict[str, Any], tmp_path: Path):
     with pytest.raises(ValueError, match='`information_gain_engine="vllm"` needs .*`vllm_mode="colocate"`'):
         small_config(A2TGPOConfig, tmp_path, information_gain_engine="vllm", **options)
 
