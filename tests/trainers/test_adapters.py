@@ -1,4 +1,4 @@
-"""LoRA and full fine-tuning: each changes what it should and nothing else."""
+"""LoRA and full fine-tuning: each changes the parameters that it should and no others."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def lora(**options: Any) -> Any:
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_lora_changes_the_adapter_alone(beta: float, tiny_model_dir: Model, tmp_path: Path):
-    """The reference, where there is one, is the base model under the adapter: no second copy, no gap at the start."""
+    """The reference model, if there is one, is the base model without the adapter: no copy, no divergence at first."""
     before, after, trainer = trained(tiny_model_dir(), tmp_path, lora(), beta=beta)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if "lora_" in name} != set()

@@ -1,4 +1,4 @@
-"""Training goes on past environments that fail, and stops when too many do."""
+"""Training continues when environments fail, and stops if too many do."""
 
 from __future__ import annotations
 

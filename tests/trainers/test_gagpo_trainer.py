@@ -244,9 +244,9 @@ def test_an_invalid_action_costs(name: str, in_return: bool, tiny_model_dir: Mod
     invalid = history(trainer, "episode/invalid_frac")[0]
     assert 0 < invalid < 1
     turns = int(batch.turn_mask.sum())
-    paid = batch.rewards.sum().item() if in_return else -batch.penalties.sum().item()
+    total = batch.rewards.sum().item() if in_return else -batch.penalties.sum().item()
     wins = round(8 * history(trainer, "episode/success")[0]) if in_return else 0
-    assert paid == pytest.approx(wins - 0.25 * round(invalid * turns), abs=1e-5)
+    assert total == pytest.approx(wins - 0.25 * round(invalid * turns), abs=1e-5)
     assert (batch.penalties is None) is in_return
 
 

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had not been."""
+"""A run that was stopped continues exactly as if it had not been stopped."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
 ):
     output_dir, expected = uninterrupted(shape)
     resumed = trainer(tiny_model_dir(), tmp_path, **SHAPES[shape])
-    torch.manual_seed(1234)  # whatever was drawn in the meantime
+    torch.manual_seed(1234)  # random numbers may have been drawn in the meantime
     resumed.train(resume_from_checkpoint=str(output_dir / f"checkpoint-{step}"))
     assert resumed.state.global_step == SHAPES[shape]["max_steps"]
     for name, parameter in parameters(resumed).items():
@@ -89,7 +89,7 @@ def test_other_batch_sizes_begin_a_generation(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ):
-    """As one does after running out of memory: no update then mixes the rollouts of two policies."""
+    """For example after running out of memory. No update then mixes the rollouts of two policies."""
     resumed = trainer(tiny_model_dir(), tmp_path, **SHAPES[shape] | changes)
     resumed.train(resume_from_checkpoint=str(uninterrupted(shape)[0] / f"checkpoint-{step}"))
     assert resumed.state.global_step == SHAPES[shape]["max_steps"]
@@ -107,4 +107,4 @@ def test_a_checkpoint_of_other_processes_begins_a_generation(
     resumed = trainer(tiny_model_dir(), tmp_path, **SHAPES[shape] | {"max_steps": 2})
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert resumed.state.global_step == 2 and resumed._step == 4
-    assert "The next step begins with new rollouts" in caplog.text
+    assert "The next step starts with new rollouts" in caplog.text

@@ -1,4 +1,4 @@
-"""Training rollouts on disk: which steps, and that the credit beside a turn is the turn's."""
+"""Training rollouts on disk: which steps are saved, and that every turn has its own credit."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_of_several_generations_in_an_update_the_first_is_saved(tiny_model_dir: 
 
 
 class Fragile(Corridor):
-    """Fails when it has been walked back."""
+    """Fails at an action whose length is a multiple of 3."""
 
     def step(self, action: str) -> StepResult:
         if action and len(action) % 3 == 0:
@@ -101,15 +101,15 @@ def test_a_failed_rollout_is_saved_without_credit(tiny_model_dir: Callable[..., 
     assert all(turn["advantage"] is not None for r in records if not r["error"] for turn in r["turns"])
 
 
-def test_nothing_is_saved_unless_asked(tiny_model_dir: Callable[..., Path], tmp_path: Path):
+def test_nothing_is_saved_by_default(tiny_model_dir: Callable[..., Path], tmp_path: Path):
     config = small_config(GAGPOConfig, tmp_path, max_steps=1)
     GAGPOTrainer(str(tiny_model_dir()), args=config, train_dataset=tasks(), environment_factory=Corridor).train()
     assert not (tmp_path / "trajectories").exists()
-    with pytest.raises(ValueError, match="`save_trajectories_steps` must not be negative, got -1"):
+    with pytest.raises(ValueError, match="`save_trajectories_steps` must be at least 0, got -1"):
         small_config(AgenticConfig, tmp_path, save_trajectories_steps=-1)
 
 
-def test_the_clip_range_of_a_turn_is_shown_with_its_own_factor(tiny_model_dir: Callable[..., Path], tmp_path: Path):
+def test_the_saved_clip_range_of_a_turn_includes_its_factor(tiny_model_dir: Callable[..., Path], tmp_path: Path):
     class Wide(GAGPOTrainer):
         def turn_clip_scales(self, batch: TurnBatch) -> torch.Tensor:
             return 1.0 + torch.arange(batch.rewards.shape[1]).expand_as(batch.rewards)

@@ -1,4 +1,4 @@
-"""Signals, disks and numbers that end a run: with a checkpoint, before it begins, or with the name of the culprit."""
+"""Signals, disks and numbers that end a run: with a checkpoint, before it begins, or with the rollouts at fault."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(
     assert stop.value.code == 0 and signal.getsignal(number) is before
     reached = run.state.global_step
     assert reached < 3 and (tmp_path / "stopped" / f"checkpoint-{reached}" / "model.safetensors").is_file()
-    told = capfd.readouterr().err
-    assert f"{number.name}: stopping" in told
-    assert f"checkpoint-{reached}. To go on" in told and "resume_from_checkpoint='" in told
+    printed = capfd.readouterr().err
+    assert f"{number.name}: stopping" in printed
+    assert f"checkpoint-{reached}. To continue" in printed and "resume_from_checkpoint='" in printed
 
     resumed = trainer(tiny_model_dir(), tmp_path / "stopped")
     resumed.train(resume_from_checkpoint=True)
@@ -85,7 +85,7 @@ class Falling(GAGPOTrainer):
     ],
     ids=["a limit of one", "the best alone"],
 )
-def test_the_last_step_is_saved_though_it_is_not_the_best(
+def test_the_last_step_is_saved_even_if_it_is_not_the_best(
     changes: dict[str, Any], tiny_model_dir: Model, tmp_path: Path
 ):
     best = {
@@ -124,7 +124,7 @@ def test_an_output_dir_without_permission(tmp_path: Path):
 def test_a_disk_too_small_for_a_checkpoint(tiny_model_dir: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * 2**20 // 16))
-    with pytest.raises(OSError, match=r"A checkpoint takes about 0\.00 GB.*only 0\.00 GB are free"):
+    with pytest.raises(OSError, match=r"A checkpoint takes about 0\.00 GB, .* has only 0\.00 GB free"):
         trainer(tiny_model_dir(), tmp_path, save_strategy="steps")
 
 
@@ -185,9 +185,9 @@ def test_a_broken_log_probability_names_its_rollout(level: str, tiny_model_dir: 
     break_row(run, 2)
     with pytest.raises(FloatingPointError) as stop:
         run.train()
-    culprit = int(seen[-1][2])
-    length = 3 if culprit < 4 else 1  # tasks 2 and 3 of 1, 2, 3, 1, 2, 3
-    expected = f"rollout {culprit} of the batch (task {{'length': {length}}})."
+    broken = int(seen[-1][2])
+    length = 3 if broken < 4 else 1  # tasks 2 and 3 of 1, 2, 3, 1, 2, 3
+    expected = f"rollout {broken} of the batch (task {{'length': {length}}})."
     assert str(stop.value).startswith(f"The loss or a log-probability of update 2 is not finite: {expected}")
 
 

@@ -133,12 +133,12 @@ def test_a_tool_whose_service_is_unavailable_fails_the_rollout(tiny_model_dir: M
                 amount: how much to add.
             """
             if amount == 9:
-                raise ConnectionError("nobody answers")
+                raise ConnectionError("no answer")
             return super().add(amount)
 
     played = tool_trainer(tiny_model_dir("qwen2"), tmp_path, Away).rollout([{"task": 0}] * 4)
     assert [t.stop_reason is StopReason.ERROR for t in played] == [False, False, True, False]
-    assert "nobody answers" in played[2].error
+    assert "no answer" in played[2].error
 
 
 def test_an_answer_that_the_environment_judges_ends_the_episode(tiny_model_dir: Model, tmp_path: Path):

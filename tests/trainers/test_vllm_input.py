@@ -1,4 +1,4 @@
-"""What is wrong with vLLM is told before training. Servers are in tests/vllm."""
+"""Problems of vLLM are reported before training. Servers are in tests/vllm."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_urls_of_servers(tmp_path: Path):
 
 
 class Answering(ThreadingHTTPServer):
-    """Answers as a vLLM server that was started with some flags does; `info` is `None` where it hides them."""
+    """Answers as a vLLM server that was started with some flags does; `info` is `None` if it hides them."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -111,13 +111,13 @@ def test_a_server_that_hides_its_endpoints(server: Answering, tmp_path: Path, mo
         check(server, tmp_path, monkeypatch)
 
 
-def test_a_server_that_takes_no_weights(server: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_server_that_accepts_no_weights(server: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     server.info["weight_transfer_config"] = None
-    with pytest.raises(ValueError, match=rf"takes no weights from a trainer[\s\S]*{COMMAND}"):
+    with pytest.raises(ValueError, match=rf"does not accept weights from a trainer[\s\S]*{COMMAND}"):
         check(server, tmp_path, monkeypatch)
 
 
-def test_a_server_that_tells_other_log_probabilities(
+def test_a_server_that_reports_other_log_probabilities(
     server: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     server.info["model_config"]["logprobs_mode"] = "raw_logprobs"
@@ -126,11 +126,13 @@ def test_a_server_that_tells_other_log_probabilities(
     check(server, tmp_path, monkeypatch, vllm_importance_sampling_correction=False)
 
 
-def test_a_server_tells_when_it_was_started(server: Answering, tmp_path: Path):
+def test_a_server_reports_when_it_was_started(server: Answering, tmp_path: Path):
     url = f"http://127.0.0.1:{server.server_port}"
     args = config(tmp_path, vllm_mode="server", vllm_server_base_url=url, max_context_length=512)
     server.metrics = "# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds 1.5e+09\n"
     assert server_start(url, args, "a/policy") == 1.5e9
     server.metrics = "vllm:num_requests_running 0.0\n"
-    with pytest.raises(ValueError, match=rf"does not tell when it was started[\s\S]*{COMMAND}.*--api-server-count 1"):
+    with pytest.raises(
+        ValueError, match=rf"does not report when it was started[\s\S]*{COMMAND}.*--api-server-count 1"
+    ):
         server_start(url, args, "a/policy")
