@@ -188,7 +188,7 @@ def test_a_run_that_goes_on_elsewhere_says_whose_evaluation_it_tells(
     )
     callback.on_train_begin(None, SimpleNamespace(global_step=5), None)
     assert evaluated == ["played"]
-    assert "none.parquet is not there" in caplog.text and "the checkpoint at step 5" in caplog.text
+    assert "none.parquet does not exist" in caplog.text and "the checkpoint at step 5" in caplog.text
 
 
 @pytest.mark.parametrize("size", ["1.5b", "7b"])
@@ -224,7 +224,7 @@ def test_loss_on_the_answers_alone(recipe: Any):
     turns = [module.ShownTurn("a page", "click[one]"), module.ShownTurn("a page", "click[two]", imitate=False)]
     tokenizer = module.build_tokenizer(["a page click[one] click[two]"] * 3, 300, lowercase=True)
     model = module.build_model(tokenizer, 32, 1)
-    batch = {name: torch.tensor([row]) for name, row in next(module.training_rows([turns], tokenizer, False)).items()}
+    batch = {name: torch.tensor([row]) for name, row in next(module.training_sequences([turns], tokenizer, False)).items()}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     counted = batch["labels"][batch["labels"] != -100]
     assert tokenizer.decode(counted) == "click[one]<|end|>"

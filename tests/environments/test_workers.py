@@ -81,7 +81,7 @@ def test_a_process_that_hangs_is_killed(tmp_path: Path):
 
 def test_a_thread_that_hangs_is_left_behind_and_nobody_waits_for_it(tmp_path: Path):
     worker = ThreadWorker(Faulty, 0.3)
-    with pytest.raises(EnvironmentTimeout, match=r"within 0\.3 s in `reset`. Its thread is left behind"):
+    with pytest.raises(EnvironmentTimeout, match=r"within 0\.3 s in `reset`. Its thread is abandoned"):
         worker.call("reset", fault="hang", count=str(tmp_path / "count"))
     started = time.monotonic()
     worker.close()

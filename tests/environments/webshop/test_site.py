@@ -36,9 +36,27 @@ def engines(site: str) -> tuple[UpstreamSiteEngine, WebShopEngine]:
     return UpstreamSiteEngine(f"{site}/", timeout=20.0), WebShopEngine(shop_of_stand_in())
 
 
+def number_of_goals(engine: UpstreamSiteEngine) -> int:
+    """The number of goals of a site, by bisection: it has a page for each of their numbers, and for no other."""
+
+    def is_goal(number: int) -> bool:
+        try:
+            engine.reset(number)
+        except IndexError:
+            return False
+        return True
+
+    some, many = 0, 2**12
+    assert is_goal(some) and not is_goal(many) and not is_goal(-1)
+    while many - some > 1:
+        middle = (some + many) // 2
+        some, many = (middle, many) if is_goal(middle) else (some, middle)
+    return many
+
+
 def test_plays_as_the_engine_does(engines: tuple[UpstreamSiteEngine, WebShopEngine]):
     upstream, engine = engines
-    assert len(upstream.goals) == len(shop_of_stand_in().goals())
+    assert number_of_goals(upstream) == len(shop_of_stand_in().goals())
     for goal in range(4):
         steps, _ = demonstration(WebShopEngine(shop_of_stand_in()), goal, random.Random(goal), noise=0.3)
         assert upstream.reset(goal) == engine.reset(goal)
@@ -88,7 +106,11 @@ def test_what_the_site_has_no_page_for_changes_nothing(engines: tuple[UpstreamSi
 def test_as_an_environment(site: str):
     env = WebShopEnv("test", backend=site, action_format="plain", num_goals=3)
     assert [row["goal"] for row in env.tasks()] == [0, 1, 2]
-    check_environment(lambda: WebShopEnv("test", backend=site), env.tasks()[0])
+    check_environment(lambda: WebShopEnv("test", backend=site, num_goals=3), env.tasks()[0])
+    assert len(WebShopEnv("test", backend=site, num_goals=9999)) == 500  # all of the split
+    assert WebShopEnv("train", backend=site, num_goals=2).tasks()[1]["goal"] == 1501
+    with pytest.raises(ValueError, match="`num_goals` is needed for a site"):
+        WebShopEnv("test", backend=site)
     assert env.ceiling() is None
     with pytest.raises(IndexError, match="No goal 3 in this WebShopEnv"):
         env.reset(goal=3)
@@ -103,7 +125,7 @@ def test_a_site_that_is_not_there():
         reserved.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
         with pytest.raises(ConnectionError, match=f"does not answer at {url}: .*web_agent_site.app"):
-            WebShopEnv("test", backend=url)
+            WebShopEnv("test", backend=url, num_goals=3)
 
 
 def test_a_site_that_is_slow():
