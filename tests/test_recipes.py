@@ -224,7 +224,9 @@ def test_loss_on_the_answers_alone(recipe: Any):
     turns = [module.ShownTurn("a page", "click[one]"), module.ShownTurn("a page", "click[two]", imitate=False)]
     tokenizer = module.build_tokenizer(["a page click[one] click[two]"] * 3, 300, lowercase=True)
     model = module.build_model(tokenizer, 32, 1)
-    batch = {name: torch.tensor([row]) for name, row in next(module.training_sequences([turns], tokenizer, False)).items()}
+    batch = {
+        name: torch.tensor([row]) for name, row in next(module.training_sequences([turns], tokenizer, False)).items()
+    }
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     counted = batch["labels"][batch["labels"] != -100]
     assert tokenizer.decode(counted) == "click[one]<|end|>"
