@@ -12,7 +12,6 @@ from torch import Tensor
 from trl_agentic.loss import (
     aggregate,
     clipped_surrogate,
-    count_rollouts,
     count_turns,
     importance_correction,
     importance_ratio,
@@ -299,21 +298,6 @@ def test_aggregate_by_hand():
     assert turn_lengths(mask, turn_ids).tolist() == [[2, 2, 1, 0], [3, 0, 3, 3]]
 
 
-def test_count_rollouts_by_hand():
-    # Rollout 7 has two training sequences, rollout -1 one; rollout 3 has no token in the mask.
-    mask = torch.tensor([[0, 1], [1, 1], [0, 0], [1, 0]])
-    number = count_rollouts(mask, torch.tensor([7, -1, 3, 7]))
-    assert number.item() == 2 and number.shape == () and number.dtype == torch.int64
-    # A sequence without a token does not add its rollout, nor remove it.
-    assert count_rollouts(mask, torch.tensor([7, 7, 7, 7])).item() == 1
-    assert count_rollouts(mask, torch.tensor([0, 1, 2, 3])).item() == 3
-    assert count_rollouts(torch.zeros(2, 3), torch.tensor([0, 1])).item() == 0
-    assert count_rollouts(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)).item() == 0
-    for wrong in (torch.zeros(3, dtype=torch.int64), torch.zeros(4, 2, dtype=torch.int64)):
-        with pytest.raises(ValueError, match=r"rollout_ids must have shape \(4,\)"):
-            count_rollouts(mask, wrong)
-
-
 @few
 @given(token_batches(), st.data())
 def test_the_mean_over_rollouts_does_not_depend_on_their_training_sequences(
@@ -326,10 +310,8 @@ def test_the_mean_over_rollouts_does_not_depend_on_their_training_sequences(
     for i, t in mask.nonzero().tolist():
         values.setdefault(rollouts[i], []).append(loss[i, t].item())
     means = [math.fsum(numbers) / len(numbers) for numbers in values.values()]
-    number = count_rollouts(mask, torch.tensor(rollouts))
-    assert number.item() == len(means)
     lengths = torch.tensor([len(values.get(rollout, [])) for rollout in rollouts])
-    actual = aggregate(loss, mask, "rollout", rollout_lengths=lengths, normalizer=number)
+    actual = aggregate(loss, mask, "rollout", rollout_lengths=lengths, normalizer=len(means))
     assert actual.item() == pytest.approx(math.fsum(means) / max(len(means), 1), abs=1e-9)
 
 
@@ -465,6 +447,5 @@ def test_new_tensors_are_on_the_device_of_the_inputs():
             *(aggregate(x, mask, level, turn_ids) for level in ("token", "turn", "rollout")),
             turn_lengths(mask, turn_ids),
             count_turns(mask, turn_ids),
-            count_rollouts(mask, turn_ids[:, 0]),
         ]
     assert {result.device.type for result in results} == {"cpu"}

@@ -171,8 +171,7 @@ def aggregate(
       2402.03300)
 
     N is the number of tokens, turns or rollouts that are trained on, which means that they have a token in the mask,
-    in the whole batch. Failed, empty and masked rollouts are not counted at any level. [`count_turns`] and
-    [`count_rollouts`] compute the numbers.
+    in the whole batch. Failed, empty and masked rollouts are not counted at any level. [`count_turns`] computes N_turns.
 
     With N of the whole batch as `normalizer`, the sum over micro-batches does not depend on how the batch is divided,
     provided that no turn is divided and that `rollout_lengths` is given where a rollout is.
@@ -243,24 +242,6 @@ def count_turns(mask: Tensor, turn_ids: Tensor) -> Tensor:
     """
     mask = mask.bool()
     return (_tokens_per_turn(mask, *_turn_index(mask, turn_ids)) > 0).sum()
-
-
-def count_rollouts(mask: Tensor, rollout_ids: Tensor) -> Tensor:
-    """Number of rollouts that have a token in the mask.
-
-    Args:
-        mask (`Tensor` of shape (B, T), bool or 0/1): tokens that the policy generated.
-        rollout_ids (`Tensor` of shape (B,), int): equal for the training sequences of one rollout; any values.
-
-    Returns:
-        0-d `Tensor`, int64.
-
-    Raises:
-        ValueError: `rollout_ids` does not have shape (B,).
-    """
-    trained = mask.bool().any(dim=1)
-    _check_same_shape("rollout_ids", rollout_ids, trained)
-    return torch.tensor(torch.unique(rollout_ids[trained]).numel(), device=mask.device)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

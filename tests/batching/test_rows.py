@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from trl.trainer.utils import shuffle_sequence_dict
 
-from trl_agentic.batching.rows import TrainingSequence, trajectory_sequences
-from trl_agentic.types import Trajectory, Turn
+from trl_agentic.batching.rows import (
+    TrainingSequence,
+    shuffle_order,
+    training_sequences,
+    trajectory_sequences,
+    update_of_rollouts,
+)
+from trl_agentic.types import StopReason, Trajectory, Turn
 
 
 def turn(
@@ -83,3 +91,42 @@ def test_log_probabilities_of_some_turns_only_are_an_error():
     trajectory = Trajectory(task={}, turns=[turn([1], [10], [-1.0], extends=False), turn([2], [11])])
     with pytest.raises(ValueError, match="Turn 1 of rollout 4 has no log-probabilities"):
         trajectory_sequences(trajectory, 4)
+
+
+LENGTH_STOPS = {StopReason.TURN_LENGTH, StopReason.ROLLOUT_LENGTH, StopReason.CONTEXT_LENGTH}
+
+
+@pytest.mark.parametrize("mask_truncated", [False, True])
+@pytest.mark.parametrize("reason", list(StopReason))
+def test_rollouts_that_are_not_trained_on_keep_their_tokens(reason: StopReason, mask_truncated: bool):
+    trajectory = Trajectory(task={}, turns=[turn([1], [10, 11], [-1.0, -2.0], extends=False)], stop_reason=reason)
+    is_masked = reason is StopReason.ERROR or (mask_truncated and reason in LENGTH_STOPS)
+    expected = TrainingSequence(3, [1], [10, 11], [-1, -1] if is_masked else [0, 0], [-1.0, -2.0])
+    assert training_sequences(trajectory, 3, 99, mask_truncated, has_logprobs=True) == [expected]
+
+
+@pytest.mark.parametrize(("has_logprobs", "logprobs"), [(True, [0.0]), (False, None)])
+def test_a_rollout_without_turns_has_one_sequence_of_padding(has_logprobs: bool, logprobs: list[float] | None):
+    sequences = training_sequences(Trajectory(task={}), 5, 99, False, has_logprobs)
+    assert sequences == [TrainingSequence(5, [99], [99], [-1], logprobs)]
+
+
+def test_counts_of_a_sequence():
+    sequence = TrainingSequence(0, [1, 2, 3], [10, 4, 11, 12, 13], [0, -1, 1, 1, 4])
+    assert (len(sequence), sequence.trained_tokens, sequence.trained_turns) == (8, 4, 3)
+    masked = TrainingSequence(0, [1], [2, 3], [-1, -1])
+    assert (len(masked), masked.trained_tokens, masked.trained_turns) == (3, 0, 0)
+
+
+def test_the_order_is_that_of_trl():
+    torch.manual_seed(4)
+    positions = shuffle_order(9)
+    torch.manual_seed(4)
+    order = shuffle_sequence_dict({"rollout": list(range(9))})["rollout"]
+    assert [order[position] for position in positions] == list(range(9))
+    assert order != list(range(9)) and order != positions
+
+
+def test_updates_divide_the_rollouts_of_a_process():
+    assert update_of_rollouts([5, 0, 3, 2, 1, 4], per_process=6, updates=2) == [1, 0, 1, 0, 0, 1]
+    assert update_of_rollouts([0, 1, 2, 3], per_process=4, updates=1) == [0, 0, 0, 0]
