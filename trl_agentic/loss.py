@@ -171,7 +171,7 @@ def aggregate(
       2402.03300)
 
     N is the number of tokens, turns or rollouts that are trained on, which means that they have a token in the mask,
-    in the whole batch. Failed, empty and masked rollouts are not counted at any level. [`count_turns`] computes N_turns.
+    in the whole batch. Failed, empty and masked rollouts are not counted at any level. [`count_turns`] gives N_turns.
 
     With N of the whole batch as `normalizer`, the sum over micro-batches does not depend on how the batch is divided,
     provided that no turn is divided and that `rollout_lengths` is given where a rollout is.
