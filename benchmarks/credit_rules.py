@@ -208,6 +208,7 @@ def make_trainer(
     algorithm: str, seed: int, policy: str, settings: dict[str, Any], out: Path, environments: Any
 ) -> Any:
     """A trainer, whose config takes those of the settings that it has a field for, and the held-out tasks."""
+    import torch
     from datasets import Dataset
 
     import trl_agentic
@@ -218,7 +219,7 @@ def make_trainer(
     shared = {key: value for key, value in settings.items() if key in known}
     args = config_class(**(shared | {
         "output_dir": str(out), "seed": seed, "max_steps": 10**6, "logging_steps": 1, "save_strategy": "no",
-        "report_to": "none", "disable_tqdm": True, "save_trajectories_steps": 0,
+        "report_to": "none", "dataloader_pin_memory": torch.cuda.is_available(), "disable_tqdm": True, "save_trajectories_steps": 0,
         "model_init_kwargs": {"dtype": settings.get("dtype", "float32")},
     } | changes))  # fmt: skip
     rows = {name: [{**row, "environment": name} for row in make().tasks()] for name, make in environments.items()}

@@ -7,7 +7,7 @@ from math import log
 import pytest
 import torch
 
-from trl_agentic.trainers.objective import LossTerms, PolicyObjective, gradient_share
+from trl_agentic.trainers.objective import LossTerms, PolicyObjective
 
 
 def one_row(log_ratio: list[float], advantages: list[float], **more: list[float]) -> tuple[dict, torch.Tensor]:

@@ -244,5 +244,5 @@ def test_the_old_name_of_the_option_is_deprecated(tmp_path: Path):
     assert args.max_staleness == 1
     with pytest.warns(FutureWarning), pytest.raises(ValueError, match="`max_staleness` must be one of 0, 1, got 2"):
         small_config(AgenticConfig, tmp_path, rollout_ahead=2, **server)
-    with pytest.warns(FutureWarning), pytest.raises(ValueError, match="`rollout_ahead`, not both"):
+    with pytest.raises(ValueError, match="`rollout_ahead`, not both"):
         small_config(AgenticConfig, tmp_path, rollout_ahead=0, max_staleness=1, **server)
