@@ -219,7 +219,8 @@ def make_trainer(
     shared = {key: value for key, value in settings.items() if key in known}
     args = config_class(**(shared | {
         "output_dir": str(out), "seed": seed, "max_steps": 10**6, "logging_steps": 1, "save_strategy": "no",
-        "report_to": "none", "dataloader_pin_memory": torch.cuda.is_available(), "disable_tqdm": True, "save_trajectories_steps": 0,
+        "report_to": "none", "disable_tqdm": True, "save_trajectories_steps": 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "model_init_kwargs": {"dtype": settings.get("dtype", "float32")},
     } | changes))  # fmt: skip
     rows = {name: [{**row, "environment": name} for row in make().tasks()] for name, make in environments.items()}
